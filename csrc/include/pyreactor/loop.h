@@ -1,0 +1,150 @@
+/*
+ * The event loop: three calls, prepare, wait and dispatch, and everything else is built from them.
+ * One turn runs the callbacks that were ready, then the descriptors' events, then the timers that
+ * were due, in this order (asyncio's), and nothing that is scheduled meanwhile.
+ *
+ * "Loop thread" means the thread that runs the loop now; "any thread" may call at any time.
+ */
+#ifndef PYREACTOR_LOOP_H
+#define PYREACTOR_LOOP_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "pyreactor/backend.h"
+#include "pyreactor/callback.h"
+#include "pyreactor/ready_queue.h"
+#include "pyreactor/timer_heap.h"
+#include "pyreactor/wakeup.h"
+#include "pyreactor/watch.h"
+
+#define PR_EVENTS_PER_TURN_MAX 256 /* more stay in the kernel: one turn must end */
+#define PR_RECEIVE_BUFFER_BYTES (256 * 1024)
+
+/* While callbacks keep the loop busy and polls find nothing, it asks the kernel this often only. */
+#define PR_EMPTY_POLLS_MAX 8
+#define PR_POLL_INTERVAL_NS 20000 /* a poll costs about 0.3 us: at most 2 % of the time */
+
+/*
+ * Something to be done when the callback that runs now has returned: a stream that was written to
+ * sends everything in one call.  Embedded in its owner.
+ */
+struct pr_flush {
+    struct pr_flush *prev, *next; /* NULL, NULL while it is not in the list */
+    /* Called once, out of the list.  Returns 0, or non-zero to end the turn here. */
+    int (*run)(struct pr_flush *flush);
+};
+
+struct pr_loop_stats {
+    uint64_t turns;
+    uint64_t polls; /* waits that reached the kernel */
+    uint64_t events;
+    uint64_t stale_events;
+    uint64_t callbacks;
+};
+
+struct pr_loop {
+    struct pr_backend backend;
+    struct pr_watch_table watches;
+    struct pr_ready_queue ready;
+    struct pr_timer_heap timers;
+    struct pr_wakeup wakeup;
+    struct pr_watch wakeup_watch;
+    struct pr_flush flushes; /* list head */
+    bool dispatching;        /* a callback may be running */
+
+    int64_t now_ns;    /* read once a turn, in prepare */
+    int64_t polled_ns; /* the last poll */
+    unsigned empty_polls;
+
+    struct pr_ready_event events[PR_EVENTS_PER_TURN_MAX];
+    int event_count;
+
+    /* Where streams receive: one warm buffer, lent for the length of a callback. */
+    char *receive_buffer; /* owned; PR_RECEIVE_BUFFER_BYTES */
+
+    struct pr_loop_stats stats;
+};
+
+/* Makes a loop on the backend of that name.  Returns 0 or a negative errno (-ENOTSUP: no such
+ * backend).  Any thread. */
+int pr_loop_init(struct pr_loop *loop, const char *backend_name);
+
+/* Gives back what the loop holds.  Take back scheduled callbacks first.  Loop thread only. */
+void pr_loop_deinit(struct pr_loop *loop);
+
+/*
+ * Closes the descriptors that a fork copied, without a word to the kernel's epoll set, which is
+ * still the parent's.  After it only pr_loop_deinit() may be called.  In the child only.
+ */
+void pr_loop_abandon_after_fork(struct pr_loop *loop);
+
+/* How long the next wait may sleep: 0, nanoseconds, or -1 for no limit.  Loop thread only. */
+int64_t pr_loop_prepare(struct pr_loop *loop);
+
+/*
+ * Waits for events, at most `timeout_ns` (as pr_loop_prepare gives it).  Returns 0 or a negative
+ * errno; a signal is no error.  Loop thread only; the only call of the three that may sleep, and
+ * the one to make without the GIL where the timeout is not 0.
+ */
+int pr_loop_wait(struct pr_loop *loop, int64_t timeout_ns);
+
+/*
+ * Runs what was ready, what happened and what is due.  Returns 0, or what a callback returned that
+ * was not 0: callbacks left over stay ready, events left over are reported again by the next wait.
+ * Loop thread only; not from a callback.
+ */
+int pr_loop_dispatch(struct pr_loop *loop);
+
+/* One turn: prepare, wait (at most `timeout_ns` if that is not negative), dispatch.
+ * Loop thread only. */
+int pr_loop_run_once(struct pr_loop *loop, int64_t timeout_ns);
+
+/* Schedules `callback` for the next turn, from another thread.  Any thread. */
+void pr_loop_post(struct pr_loop *loop, struct pr_callback *callback);
+
+/* Makes the loop return from its wait soon.  Any thread; async-signal-safe. */
+void pr_loop_wakeup(struct pr_loop *loop);
+
+/* Makes ready what other threads have posted; prepare does it, too.  Loop thread only. */
+void pr_loop_take_inbox(struct pr_loop *loop);
+
+/* Takes back the next callback that is ready or in the inbox, without running it; NULL at the end.
+ * Loop thread only. */
+struct pr_callback *pr_loop_take_ready(struct pr_loop *loop);
+
+/* Schedules `callback` for the next turn.  Returns 0 or -ENOMEM.  Loop thread only. */
+static inline int pr_loop_call_soon(struct pr_loop *loop, struct pr_callback *callback)
+{
+    return pr_ready_queue_push(&loop->ready, callback);
+}
+
+/* Schedules an idle timer by its deadline_ns.  Returns 0 or -ENOMEM.  Loop thread only. */
+static inline int pr_loop_start_timer(struct pr_loop *loop, struct pr_timer *timer)
+{
+    return pr_timer_heap_push(&loop->timers, timer);
+}
+
+/* Asks for flush->run() when the running callback returns.  Loop thread only. */
+static inline void pr_loop_add_flush(struct pr_loop *loop, struct pr_flush *flush)
+{
+    if (flush->next)
+        return;
+    flush->prev = loop->flushes.prev;
+    flush->next = &loop->flushes;
+    flush->prev->next = flush;
+    loop->flushes.prev = flush;
+}
+
+/* Takes it out again; does nothing where it is not in the list.  Loop thread only. */
+static inline void pr_loop_remove_flush(struct pr_flush *flush)
+{
+    if (!flush->next)
+        return;
+    flush->prev->next = flush->next;
+    flush->next->prev = flush->prev;
+    flush->prev = flush->next = NULL;
+}
+
+#endif

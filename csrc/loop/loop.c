@@ -1,0 +1,237 @@
+/*
+ * The loop.  pr_loop_run_once() is its table of contents.
+ */
+#include "pyreactor/loop.h"
+
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "pyreactor/clock.h"
+
+static int on_wakeup(struct pr_watch *watch, uint32_t events)
+{
+    (void)events;
+    struct pr_loop *loop = watch->owner;
+    pr_wakeup_drain(&loop->wakeup);
+    return 0;
+}
+
+int pr_loop_init(struct pr_loop *loop, const char *backend_name)
+{
+    *loop = (struct pr_loop){.flushes = {.prev = &loop->flushes, .next = &loop->flushes}};
+    loop->backend.ops = pr_backend_find(backend_name);
+    if (!loop->backend.ops)
+        return -ENOTSUP;
+    loop->watches.backend = &loop->backend;
+    pr_timer_heap_init(&loop->timers);
+    int error = -ENOMEM;
+    loop->receive_buffer = malloc(PR_RECEIVE_BUFFER_BYTES);
+    if (!loop->receive_buffer)
+        return error;
+    error = pr_ready_queue_init(&loop->ready);
+    if (error < 0)
+        goto free_receive_buffer;
+    error = loop->backend.ops->init(&loop->backend);
+    if (error < 0)
+        goto deinit_ready;
+    error = pr_wakeup_init(&loop->wakeup);
+    if (error < 0)
+        goto deinit_backend;
+    pr_watch_init(&loop->wakeup_watch, on_wakeup, loop);
+    error = pr_watch_start(&loop->watches, &loop->wakeup_watch, loop->wakeup.fd, PR_READABLE);
+    if (error == 0)
+        return 0;
+
+    free(loop->watches.slots);
+    pr_wakeup_deinit(&loop->wakeup);
+deinit_backend:
+    loop->backend.ops->deinit(&loop->backend);
+deinit_ready:
+    pr_ready_queue_deinit(&loop->ready);
+free_receive_buffer:
+    free(loop->receive_buffer);
+    return error;
+}
+
+void pr_loop_deinit(struct pr_loop *loop)
+{
+    pr_watch_stop(&loop->watches, &loop->wakeup_watch);
+    pr_wakeup_deinit(&loop->wakeup);
+    loop->backend.ops->deinit(&loop->backend);
+    free(loop->watches.slots);
+    loop->watches = (struct pr_watch_table){.backend = &loop->backend};
+    pr_timer_heap_deinit(&loop->timers);
+    pr_ready_queue_deinit(&loop->ready);
+    free(loop->receive_buffer);
+    loop->receive_buffer = NULL;
+}
+
+void pr_loop_abandon_after_fork(struct pr_loop *loop)
+{
+    /* Closing is safe: it drops the child's references and leaves the parent's set alone.  What is
+     * still asked of the backend afterwards fails with EBADF, which watches ignore. */
+    loop->backend.ops->deinit(&loop->backend);
+    pr_wakeup_deinit(&loop->wakeup);
+}
+
+void pr_loop_take_inbox(struct pr_loop *loop)
+{
+    struct pr_callback *callback = pr_wakeup_take_inbox(&loop->wakeup);
+    while (callback) {
+        struct pr_callback *next = callback->next;
+        if (pr_ready_queue_push(&loop->ready, callback) < 0)
+            abort(); /* a pointer's worth of memory is not to be had: nothing can go on */
+        callback = next;
+    }
+}
+
+int64_t pr_loop_prepare(struct pr_loop *loop)
+{
+    pr_loop_take_inbox(loop);
+    loop->now_ns = pr_now_ns();
+    if (pr_ready_queue_count(&loop->ready))
+        return 0;
+    if (!loop->timers.count)
+        return -1;
+    int64_t left_ns = loop->timers.entries[0].deadline_ns - loop->now_ns;
+    return left_ns > 0 ? left_ns : 0;
+}
+
+/* While the loop is busy and the kernel has had nothing to say, most polls are left out. */
+static bool may_skip_poll(const struct pr_loop *loop)
+{
+    return loop->empty_polls >= PR_EMPTY_POLLS_MAX &&
+           loop->now_ns - loop->polled_ns < PR_POLL_INTERVAL_NS;
+}
+
+int pr_loop_wait(struct pr_loop *loop, int64_t timeout_ns)
+{
+    loop->event_count = 0;
+    if (timeout_ns == 0 && may_skip_poll(loop))
+        return 0;
+    bool sleeps = timeout_ns != 0 && pr_wakeup_begin_sleep(&loop->wakeup);
+    int count = loop->backend.ops->wait(&loop->backend, loop->events, PR_EVENTS_PER_TURN_MAX,
+                                        sleeps ? timeout_ns : 0);
+    if (sleeps) {
+        pr_wakeup_end_sleep(&loop->wakeup);
+        loop->now_ns = pr_now_ns();
+    }
+    loop->stats.polls++;
+    loop->polled_ns = loop->now_ns;
+    if (count < 0)
+        return count == -EINTR ? 0 : count;
+    loop->event_count = count;
+    loop->empty_polls = count ? 0 : loop->empty_polls + 1;
+    return 0;
+}
+
+/* Makes due timers ready, behind what is ready now.  Returns how many. */
+static size_t take_due_timers(struct pr_loop *loop)
+{
+    size_t count = 0;
+    while (pr_timer_heap_has_due(&loop->timers, loop->now_ns)) {
+        struct pr_timer *timer = loop->timers.entries[0].timer;
+        if (pr_ready_queue_push(&loop->ready, &timer->callback) < 0)
+            break; /* it stays in the heap: the next turn tries again */
+        pr_timer_heap_remove(&loop->timers, timer);
+        count++;
+    }
+    return count;
+}
+
+static int run_flushes(struct pr_loop *loop)
+{
+    int result = 0;
+    while (loop->flushes.next != &loop->flushes) {
+        struct pr_flush *flush = loop->flushes.next;
+        pr_loop_remove_flush(flush);
+        int stop = flush->run(flush);
+        result = result ? result : stop;
+    }
+    return result;
+}
+
+/* After each callback: what it wrote leaves before anything else runs. */
+static inline int after_callback(struct pr_loop *loop, int result)
+{
+    if (loop->flushes.next == &loop->flushes)
+        return result;
+    int stop = run_flushes(loop);
+    return result ? result : stop;
+}
+
+static int run_ready(struct pr_loop *loop, size_t count)
+{
+    int result = 0;
+    while (count-- && !result) {
+        struct pr_callback *callback = pr_ready_queue_pop(&loop->ready);
+        if (!callback)
+            break;
+        loop->stats.callbacks++;
+        result = after_callback(loop, callback->run(callback));
+    }
+    return result;
+}
+
+static int dispatch_event(struct pr_loop *loop, const struct pr_ready_event *event)
+{
+    struct pr_watch *watch = pr_watch_find(&loop->watches, event->fd);
+    if (!watch || watch->generation != event->generation) {
+        loop->stats.stale_events++;
+        return 0;
+    }
+    uint32_t wanted = event->events & watch->wanted;
+    if (event->events & ~watch->wanted) /* less is wanted than was registered: catch up */
+        (void)pr_watch_register(&loop->watches, watch, watch->wanted);
+    return wanted ? after_callback(loop, watch->on_ready(watch, wanted)) : 0;
+}
+
+static int dispatch_events(struct pr_loop *loop)
+{
+    int result = 0;
+    loop->stats.events += (uint64_t)loop->event_count;
+    for (int i = 0; i < loop->event_count && !result; i++)
+        result = dispatch_event(loop, &loop->events[i]);
+    loop->event_count = 0;
+    return result;
+}
+
+int pr_loop_dispatch(struct pr_loop *loop)
+{
+    size_t ready = pr_ready_queue_count(&loop->ready);
+    size_t due = take_due_timers(loop);
+    loop->stats.turns++;
+    loop->dispatching = true;
+    int result = run_ready(loop, ready);
+    if (!result)
+        result = dispatch_events(loop);
+    if (!result)
+        result = run_ready(loop, due);
+    loop->dispatching = false;
+    return result;
+}
+
+int pr_loop_run_once(struct pr_loop *loop, int64_t timeout_ns)
+{
+    int64_t prepared_ns = pr_loop_prepare(loop);
+    if (timeout_ns >= 0 && (prepared_ns < 0 || prepared_ns > timeout_ns))
+        prepared_ns = timeout_ns;
+    int error = pr_loop_wait(loop, prepared_ns);
+    return error < 0 ? error : pr_loop_dispatch(loop);
+}
+
+void pr_loop_post(struct pr_loop *loop, struct pr_callback *callback)
+{
+    pr_wakeup_post(&loop->wakeup, callback);
+}
+
+void pr_loop_wakeup(struct pr_loop *loop)
+{
+    pr_wakeup_wake(&loop->wakeup);
+}
+
+struct pr_callback *pr_loop_take_ready(struct pr_loop *loop)
+{
+    pr_loop_take_inbox(loop);
+    return pr_ready_queue_pop(&loop->ready);
+}

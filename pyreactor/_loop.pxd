@@ -1,0 +1,91 @@
+# The loop's field sheet.
+
+from libc.stdint cimport int64_t, uint32_t
+
+from pyreactor._native cimport pr_loop, pr_timer, pr_watch
+
+
+cdef class Handle:
+    # What asyncio.Handle has, under the same names
+    cdef readonly object _callback  # None once cancelled
+    cdef readonly object _args  # a tuple; None once cancelled
+    cdef readonly object _context
+    cdef readonly object _source_traceback  # in debug mode
+    cdef readonly LoopCore _loop
+    cdef readonly bint _cancelled
+    cdef object frozen_repr  # as it was when it was cancelled, in debug mode
+
+    # Its place in the ready queue, the inbox or the timer heap, which hold a reference for each
+    # time it is in.  Here for timers, too: one size for all, one free list.
+    cdef pr_timer timer
+    cdef double when_seconds  # on the loop's clock
+    cdef object __weakref__
+
+    cdef int run(self) noexcept
+    cdef int run_measured(self) noexcept
+    cdef int report_failure(self) noexcept
+    cdef int forget(self) except -1
+
+
+cdef class ThreadSafeHandle(Handle):
+    pass
+
+
+cdef class TimerHandle(Handle):
+    pass
+
+
+cdef class DescriptorWatch:
+    # One descriptor's reader and writer, for add_reader() and add_writer()
+    cdef pr_watch watch
+    cdef LoopCore loop
+    cdef Handle reader  # None: not wanted
+    cdef Handle writer
+
+    cdef int notify(self, uint32_t events) noexcept
+    cdef int call(self, Handle handle, uint32_t event) noexcept
+    cdef Handle exchange(self, uint32_t event, Handle handle)
+    cdef uint32_t wanted(self) noexcept
+
+
+cdef class LoopCore:
+    # The C loop, from __cinit__ to close_core()
+    cdef pr_loop core
+    cdef bint alive
+    cdef bint forked  # this is the copy in a forked child
+    cdef unsigned long thread_ident  # of the thread that runs the loop; 0: none
+
+    # asyncio's names for the loop's state, which BaseEventLoop's methods use
+    cdef public bint _closed
+    cdef public bint _stopping
+    cdef public bint _debug
+    cdef public object _task_factory
+    cdef public object _current_handle  # what runs now, in debug mode
+    cdef public object slow_callback_duration  # seconds
+
+    # What the core's pointers refer to, where the garbage collector can see it
+    cdef dict descriptor_watches  # descriptor -> DescriptorWatch
+    cdef set open_transports  # each until its connection_lost() has returned
+    cdef dict listeners  # descriptor -> Listener
+
+    # An exception that must leave run_forever(): SystemExit, KeyboardInterrupt
+    cdef object escaping
+
+    # The thread-safe callback that runs now (compared, never used), and those who wait for its end
+    cdef void *running_threadsafe
+    cdef list waiting_cancellers  # threading.Event
+
+    cdef int check_usable(self) except -1
+    cdef int explain_unusable(self) except -1
+    cdef TimerHandle start_timer(
+        self, object when, object callback, tuple args, object context, str method)
+    cdef int queue(self, Handle handle) except -1
+    cdef int escape(self, object exception) noexcept
+    cdef int raise_escaping(self) except -1
+    cdef int check_duration(self, int64_t started_ns, object handle) except -1
+    cdef int report(self, dict context) noexcept
+    cdef int run_turns(self) except -1
+    cdef int forget_scheduled(self) except -1
+    cdef DescriptorWatch find_watch(self, int fd)
+    cdef Handle watch_descriptor(self, object fd, uint32_t event, object callback, tuple args)
+    cdef bint unwatch_descriptor(self, object fd, uint32_t event) except -1

@@ -1,0 +1,798 @@
+# cython: language_level=3, embedsignature=True, freethreading_compatible=True
+# cython: boundscheck=False, wraparound=False, cdivision=True
+"""The loop on the C core: callbacks, timers, descriptor watches and the turns themselves.
+
+`LoopCore` owns the C loop.  `pyreactor.Loop` adds to it what asyncio's own base classes know about
+connections, executors and subprocesses.  Unless said otherwise, a method may be called only from
+the thread that runs the loop, or, while nothing runs it, from one thread at a time.
+"""
+
+import asyncio
+import os
+import sys
+import threading
+from asyncio import base_events, format_helpers
+from asyncio.log import logger
+
+cimport cython
+from cpython.object cimport PyCallable_Check, PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport INT64_MAX, int64_t, uint32_t
+
+from pyreactor._context cimport (
+    PyContext_CopyCurrent,
+    call_in_context,
+    raise_pending,
+    release,
+)
+from pyreactor._errors cimport raise_errno
+from pyreactor._native cimport (
+    PR_READABLE,
+    PR_TIMER_IDLE,
+    PR_WRITABLE,
+    pr_callback,
+    pr_loop_abandon_after_fork,
+    pr_loop_call_soon,
+    pr_loop_deinit,
+    pr_loop_dispatch,
+    pr_loop_init,
+    pr_loop_post,
+    pr_loop_prepare,
+    pr_loop_start_timer,
+    pr_loop_take_inbox,
+    pr_loop_take_ready,
+    pr_loop_wait,
+    pr_now_ns,
+    pr_ready_queue_count,
+    pr_timer,
+    pr_timer_heap_pop,
+    pr_timer_heap_remove,
+    pr_watch,
+    pr_watch_find,
+    pr_watch_init,
+    pr_watch_is_active,
+    pr_watch_start,
+    pr_watch_stop,
+    pr_watch_want_exactly,
+)
+
+
+cdef extern from "Python.h":
+    unsigned long PyThread_get_thread_ident() nogil
+    int PyErr_CheckSignals() except -1
+    PyObject **tuple_items "&PyTuple_GET_ITEM" (PyObject *tuple, Py_ssize_t index)
+    Py_ssize_t PyTuple_GET_SIZE(PyObject *tuple)
+
+
+# Looked up once; these are asyncio's own classes, which debuggers and `asyncio ps` know.
+cdef object asyncio_handle = asyncio.Handle
+cdef object asyncio_timer_handle = asyncio.TimerHandle
+cdef object asyncio_task = asyncio.Task
+cdef object asyncio_future = asyncio.Future
+
+cdef double NS_PER_SECOND = 1e9
+cdef double DEADLINE_NS_MAX = 9.2e18  # a double that surely fits into 64 bits
+
+
+cdef int64_t deadline_of(double when) noexcept:
+    """The first nanosecond at which the loop's clock shows `when` seconds, or more."""
+    cdef double deadline = when * NS_PER_SECOND
+    cdef int64_t deadline_ns
+    if not deadline > -DEADLINE_NS_MAX:
+        return 0  # long ago; so is what is not a number, as in asyncio
+    if deadline > DEADLINE_NS_MAX:
+        return INT64_MAX
+    deadline_ns = <int64_t>deadline
+    while deadline_ns / NS_PER_SECOND < when:
+        deadline_ns += 1
+    return deadline_ns
+
+
+cdef int run_handle(pr_callback *node) noexcept:
+    """Runs a handle that leaves the ready queue, whose reference goes with it."""
+    cdef Handle handle = <Handle>node.owner
+    Py_DECREF(handle)
+    return 0 if handle._cancelled else handle.run()
+
+
+cdef int set_up(
+    Handle handle, LoopCore loop, object callback, tuple args, object context
+) except -1:
+    """Fills a new handle; `context` None stands for a copy of the current one."""
+    if not PyCallable_Check(callback):
+        raise TypeError(f'a callable object was expected, got {callback!r}')
+    handle._loop = loop
+    handle._callback = callback
+    handle._args = args
+    handle._context = PyContext_CopyCurrent() if context is None else context
+    handle.timer.callback.run = run_handle
+    handle.timer.callback.owner = <void *>handle
+    if loop._debug:
+        handle._source_traceback = format_helpers.extract_stack(sys._getframe(0))
+    return 0
+
+
+@cython.freelist(256)
+cdef class Handle:
+    """What call_soon() returns: an asyncio.Handle that lives in C.
+
+    isinstance(handle, asyncio.Handle) holds: `__class__` says so.
+    """
+
+    @property
+    def __class__(self):
+        return asyncio_handle
+
+    cdef int run(self) noexcept:
+        # Both outlive the call, even where the callback cancels this very handle.
+        cdef object callback = self._callback
+        cdef object args = self._args
+        cdef PyObject *result
+        if self._loop._debug:
+            return self.run_measured()
+        result = call_in_context(
+            <PyObject *>self._context, <PyObject *>callback,
+            tuple_items(<PyObject *>args, 0), <size_t>PyTuple_GET_SIZE(<PyObject *>args))
+        if result == NULL:
+            return self.report_failure()
+        release(result)
+        return 0
+
+    cdef int run_measured(self) noexcept:
+        """Runs it in debug mode: a callback that takes long is logged."""
+        cdef LoopCore loop = self._loop
+        cdef object callback = self._callback
+        cdef object args = self._args
+        cdef int stop = 0
+        cdef int64_t started_ns = pr_now_ns()
+        loop._current_handle = self
+        result = call_in_context(
+            <PyObject *>self._context, <PyObject *>callback,
+            tuple_items(<PyObject *>args, 0), <size_t>PyTuple_GET_SIZE(<PyObject *>args))
+        if result == NULL:
+            stop = self.report_failure()
+        else:
+            release(result)
+        try:
+            loop.check_duration(started_ns, self)
+        except BaseException as exc:
+            stop = loop.escape(exc)
+        loop._current_handle = None
+        return stop
+
+    cdef int report_failure(self) noexcept:
+        """Gives the exception that is set to the loop's exception handler."""
+        try:
+            raise_pending()
+        except (SystemExit, KeyboardInterrupt) as exc:
+            return self._loop.escape(exc)
+        except BaseException as exc:
+            source = format_helpers._format_callback_source(self._callback, self._args or ())
+            context = {
+                'message': f'Exception in callback {source}',
+                'exception': exc,
+                'handle': self,
+            }
+            if self._source_traceback:
+                context['source_traceback'] = self._source_traceback
+            return self._loop.report(context)
+        return 0
+
+    cdef int forget(self) except -1:
+        """Marks it cancelled and lets go of what it refers to."""
+        self._cancelled = True
+        if self._loop._debug:
+            self.frozen_repr = repr(self)
+        self._callback = None
+        self._args = None
+        return 0
+
+    def cancel(self):
+        """Keep the callback from being called.  Does nothing the second time."""
+        if not self._cancelled:
+            self.forget()
+
+    def cancelled(self):
+        """Return True after cancel()."""
+        return self._cancelled
+
+    def get_context(self):
+        """Return the context in which the callback is called."""
+        return self._context
+
+    def _run(self):
+        cdef LoopCore loop = self._loop
+        if self.run() != 0:
+            loop.raise_escaping()
+
+    _repr_info = asyncio.Handle._repr_info
+
+    def __repr__(self):
+        return self.frozen_repr or '<{}>'.format(' '.join(self._repr_info()))
+
+
+cdef class ThreadSafeHandle(Handle):
+    """What call_soon_threadsafe() returns: cancel() works from any thread.
+
+    As of CPython 3.14: cancelling from another thread while the callback runs waits for its end, so
+    that after cancel() the callback does not run any more.
+    """
+
+    cdef int run(self) noexcept:
+        cdef LoopCore loop = self._loop
+        cdef int stop
+        cdef bint cancelled
+        with cython.critical_section(loop):
+            cancelled = self._cancelled
+            if not cancelled:
+                loop.running_threadsafe = <void *>self
+        if cancelled:
+            return 0
+        stop = Handle.run(self)
+        waiting = None
+        with cython.critical_section(loop):
+            loop.running_threadsafe = NULL
+            if loop.waiting_cancellers:
+                waiting = loop.waiting_cancellers
+                loop.waiting_cancellers = []
+        if waiting is not None:
+            for ended in waiting:
+                ended.set()
+        return stop
+
+    def cancel(self):
+        """Keep the callback from being called, or wait for its end.  Any thread."""
+        cdef LoopCore loop = self._loop
+        cdef bint running
+        ended = None
+        if loop.thread_ident != PyThread_get_thread_ident():
+            ended = threading.Event()
+        with cython.critical_section(loop):
+            if not self._cancelled:
+                self.forget()
+            running = ended is not None and loop.running_threadsafe == <void *>self
+            if running:
+                loop.waiting_cancellers.append(ended)
+        if running:
+            ended.wait()
+
+
+cdef class TimerHandle(Handle):
+    """What call_later() and call_at() return: an asyncio.TimerHandle that lives in C.
+
+    A cancelled timer leaves the loop's heap at once.
+    """
+
+    @property
+    def __class__(self):
+        return asyncio_timer_handle
+
+    def cancel(self):
+        """Keep the callback from being called.  Does nothing the second time."""
+        if self._cancelled:
+            return
+        self.forget()
+        if self.timer.heap_index != PR_TIMER_IDLE:
+            pr_timer_heap_remove(&self._loop.core.timers, &self.timer)
+            Py_DECREF(self)  # the heap's
+
+    def when(self):
+        """Return the time at which the callback is due, in seconds on the loop's clock."""
+        return self.when_seconds
+
+    @property
+    def _when(self):
+        return self.when_seconds
+
+    @property
+    def _scheduled(self):
+        return self.timer.heap_index != PR_TIMER_IDLE
+
+    _repr_info = asyncio.TimerHandle._repr_info
+
+    def __hash__(self):
+        return hash(self.when_seconds)
+
+    def __eq__(self, other):
+        return asyncio_timer_handle.__eq__(self, other)
+
+    def __lt__(self, other):
+        return asyncio_timer_handle.__lt__(self, other)
+
+    def __le__(self, other):
+        return asyncio_timer_handle.__le__(self, other)
+
+    def __gt__(self, other):
+        return asyncio_timer_handle.__gt__(self, other)
+
+    def __ge__(self, other):
+        return asyncio_timer_handle.__ge__(self, other)
+
+
+cdef int notify_descriptor(pr_watch *watch, uint32_t events) noexcept:
+    return (<DescriptorWatch>watch.owner).notify(events)
+
+
+@cython.final
+cdef class DescriptorWatch:
+    """The reader and the writer of one descriptor that belongs to somebody else."""
+
+    cdef int notify(self, uint32_t events) noexcept:
+        cdef Handle handle = self.reader
+        cdef int stop = 0
+        if events & PR_READABLE and handle is not None:
+            stop = self.call(handle, PR_READABLE)
+        handle = self.writer  # None where the reader has just removed it
+        if not stop and events & PR_WRITABLE and handle is not None:
+            stop = self.call(handle, PR_WRITABLE)
+        return stop
+
+    cdef int call(self, Handle handle, uint32_t event) noexcept:
+        if not handle._cancelled:
+            return handle.run()
+        try:  # cancelled by hand: stop watching, as asyncio does
+            self.loop.unwatch_descriptor(self.watch.fd, event)
+        except BaseException as exc:
+            return self.loop.escape(exc)
+        return 0
+
+    cdef Handle exchange(self, uint32_t event, Handle handle):
+        """Puts `handle` in the event's place and returns the one that was there."""
+        cdef Handle previous
+        if event == PR_READABLE:
+            previous, self.reader = self.reader, handle
+        else:
+            previous, self.writer = self.writer, handle
+        return previous
+
+    cdef uint32_t wanted(self) noexcept:
+        return ((PR_READABLE if self.reader is not None else 0)
+                | (PR_WRITABLE if self.writer is not None else 0))
+
+
+cdef int descriptor_of(object fd) except -1:
+    """The number of a descriptor given as such or as an object with fileno()."""
+    number = fd
+    if not isinstance(number, int):
+        try:
+            number = int(number.fileno())
+        except (AttributeError, TypeError, ValueError):
+            raise ValueError(f'Invalid file object: {fd!r}') from None
+    if number < 0:
+        raise ValueError(f'Invalid file descriptor: {number}')
+    return number
+
+
+cdef class LoopCore:
+    """The C loop as a Python object: all of the loop that runs often."""
+
+    def __cinit__(self, *args, backend=None, **kwargs):
+        self._closed = True  # until there is something to close
+        self.descriptor_watches = {}
+        self.open_transports = set()
+        self.listeners = {}
+        self.waiting_cancellers = []
+        if backend is None:
+            backend = os.environ.get('PYREACTOR_BACKEND') or 'auto'
+        name = backend.encode()
+        error = pr_loop_init(&self.core, name)
+        if error < 0:
+            if error == -95:  # ENOTSUP
+                raise ValueError(
+                    f"there is no backend {backend!r}: choose 'auto' or 'epoll' "
+                    f"(argument `backend` or environment variable PYREACTOR_BACKEND)")
+            raise_errno(error)
+        self.alive = True
+        self._closed = False
+
+    def __dealloc__(self):
+        if self.alive:
+            pr_loop_deinit(&self.core)
+
+    @property
+    def backend(self):
+        """The name of the kernel interface in use: 'epoll'."""
+        return self.core.backend.ops.name.decode()
+
+    # Checks
+
+    cdef int check_usable(self) except -1:
+        """Raises where the loop is closed or another thread runs it."""
+        cdef unsigned long ident = self.thread_ident
+        if self._closed or (ident != 0 and ident != PyThread_get_thread_ident()):
+            return self.explain_unusable()
+        return 0
+
+    cdef int explain_unusable(self) except -1:
+        if self.forked:
+            raise RuntimeError(
+                'this event loop belongs to the parent process: a forked child must make its '
+                'own with pyreactor.new_event_loop()')
+        if self._closed:
+            raise RuntimeError('Event loop is closed')
+        raise RuntimeError(
+            'Non-thread-safe operation invoked on an event loop other than the current one: '
+            'from another thread use loop.call_soon_threadsafe() or '
+            'asyncio.run_coroutine_threadsafe()')
+
+    def _check_closed(self):
+        if self._closed:
+            self.explain_unusable()
+
+    def _check_thread(self):
+        self.check_usable()
+
+    def is_closed(self):
+        """Return True after close().  Any thread."""
+        return self._closed
+
+    def is_running(self):
+        """Return True while a thread runs the loop.  Any thread."""
+        return self.thread_ident != 0
+
+    @property
+    def _thread_id(self):
+        return self.thread_ident or None
+
+    @_thread_id.setter
+    def _thread_id(self, ident):
+        self.thread_ident = 0 if ident is None else ident
+
+    def get_debug(self):
+        """Return True in debug mode.  Any thread."""
+        return self._debug
+
+    # Callbacks
+
+    def call_soon(self, callback, *args, context=None):
+        """Schedule `callback(*args)` for the next turn and return its handle.
+
+        `context` is the contextvars.Context to call it in; by default a copy of the current one.
+        Raises TypeError for what cannot be called and RuntimeError where the loop is closed or
+        run by another thread.  Source: the asyncio documentation.
+        """
+        cdef Handle handle
+        self.check_usable()
+        if self._debug:
+            self._check_callback(callback, 'call_soon')
+        handle = Handle.__new__(Handle)
+        set_up(handle, self, callback, args, context)
+        self.queue(handle)
+        return handle
+
+    def call_soon_threadsafe(self, callback, *args, context=None):
+        """Like call_soon(), from any thread; wakes the loop where it sleeps.
+
+        Callbacks from one thread run in the order in which it scheduled them.
+        """
+        cdef ThreadSafeHandle handle
+        if self._closed:
+            self.explain_unusable()
+        if self._debug:
+            self._check_callback(callback, 'call_soon_threadsafe')
+        handle = ThreadSafeHandle.__new__(ThreadSafeHandle)
+        set_up(handle, self, callback, args, context)
+        if self.thread_ident == PyThread_get_thread_ident():
+            self.queue(handle)
+        else:
+            Py_INCREF(handle)
+            pr_loop_post(&self.core, &handle.timer.callback)
+        return handle
+
+    def call_later(self, delay, callback, *args, context=None):
+        """Schedule `callback(*args)` to be called after `delay` seconds, never earlier.
+
+        A negative delay counts as past, an infinite one as never.  Otherwise as call_soon().
+        """
+        if delay is None:
+            raise TypeError('delay must not be None')
+        cdef object when
+        if type(delay) is float:
+            when = pr_now_ns() / NS_PER_SECOND + <double>delay
+        else:
+            when = pr_now_ns() / NS_PER_SECOND + delay
+        return self.start_timer(when, callback, args, context, 'call_later')
+
+    def call_at(self, when, callback, *args, context=None):
+        """Schedule `callback(*args)` for the time `when`, in seconds on the clock of time()."""
+        if when is None:
+            raise TypeError('when cannot be None')
+        return self.start_timer(when, callback, args, context, 'call_at')
+
+    cdef TimerHandle start_timer(
+        self, object when, object callback, tuple args, object context, str method
+    ):
+        cdef TimerHandle handle
+        self.check_usable()
+        if self._debug:
+            self._check_callback(callback, method)
+        handle = TimerHandle.__new__(TimerHandle)
+        handle.timer.heap_index = PR_TIMER_IDLE
+        handle.when_seconds = when
+        set_up(handle, self, callback, args, context)
+        handle.timer.deadline_ns = deadline_of(handle.when_seconds)
+        Py_INCREF(handle)
+        if pr_loop_start_timer(&self.core, &handle.timer) < 0:
+            Py_DECREF(handle)
+            raise MemoryError
+        return handle
+
+    def time(self):
+        """Return the loop's clock in seconds: time.monotonic(), to the nanosecond.  Any thread."""
+        return pr_now_ns() / NS_PER_SECOND
+
+    cdef int queue(self, Handle handle) except -1:
+        """Puts `handle` in the ready queue, once more where it is there already."""
+        if self.thread_ident == 0:
+            pr_loop_take_inbox(&self.core)  # what came before must stay before
+        Py_INCREF(handle)
+        if pr_loop_call_soon(&self.core, &handle.timer.callback) < 0:
+            Py_DECREF(handle)
+            raise MemoryError
+        return 0
+
+    def _new_handle(self, callback, tuple args):
+        """Return a handle that is not scheduled yet."""
+        cdef Handle handle = Handle.__new__(Handle)
+        set_up(handle, self, callback, args, None)
+        return handle
+
+    def _requeue(self, Handle handle not None):
+        """Run a handle (again) in the next turn: a signal's, which lives on."""
+        self.queue(handle)
+
+    # Tasks and futures: asyncio's own
+
+    def create_future(self):
+        """Return an asyncio.Future on this loop."""
+        return asyncio_future(loop=self)
+
+    def create_task(self, coro, *, name=None, context=None, **kwargs):
+        """Schedule a coroutine and return its asyncio.Task.
+
+        Takes what the running Python's asyncio takes; a task factory gets all of it.
+        """
+        if self._task_factory is None and not self._debug and not kwargs:
+            if self._closed:
+                self.explain_unusable()
+            if context is None and name is None:
+                return asyncio_task(coro, loop=self)
+            return asyncio_task(coro, loop=self, name=name, context=context)
+        if name is not None:
+            kwargs['name'] = name
+        if context is not None:
+            kwargs['context'] = context
+        return base_events.BaseEventLoop.create_task(self, coro, **kwargs)
+
+    # Descriptors
+
+    def add_reader(self, fd, callback, *args):
+        """Call `callback(*args)` whenever `fd` can be read, has hung up or has an error.
+
+        `fd` is a descriptor or an object with fileno(); its owner closes it after remove_reader().
+        Replaces an earlier reader.  Raises ValueError for what is no descriptor, RuntimeError for
+        one that a transport uses and OSError for one that cannot be waited for.
+        """
+        self.check_usable()
+        self._ensure_fd_no_transport(fd)
+        self.watch_descriptor(fd, PR_READABLE, callback, args)
+
+    def remove_reader(self, fd):
+        """Stop watching `fd` for reading.  Returns True where it was watched."""
+        self.check_usable()
+        self._ensure_fd_no_transport(fd)
+        return self.unwatch_descriptor(fd, PR_READABLE)
+
+    def add_writer(self, fd, callback, *args):
+        """Call `callback(*args)` whenever `fd` can be written.  Otherwise as add_reader()."""
+        self.check_usable()
+        self._ensure_fd_no_transport(fd)
+        self.watch_descriptor(fd, PR_WRITABLE, callback, args)
+
+    def remove_writer(self, fd):
+        """Stop watching `fd` for writing.  Returns True where it was watched."""
+        self.check_usable()
+        self._ensure_fd_no_transport(fd)
+        return self.unwatch_descriptor(fd, PR_WRITABLE)
+
+    # asyncio's own transports and sock_*() come through these.
+
+    def _add_reader(self, fd, callback, *args):
+        self._check_closed()
+        return self.watch_descriptor(fd, PR_READABLE, callback, args)
+
+    def _remove_reader(self, fd):
+        return False if self._closed else self.unwatch_descriptor(fd, PR_READABLE)
+
+    def _add_writer(self, fd, callback, *args):
+        self._check_closed()
+        return self.watch_descriptor(fd, PR_WRITABLE, callback, args)
+
+    def _remove_writer(self, fd):
+        return False if self._closed else self.unwatch_descriptor(fd, PR_WRITABLE)
+
+    def _ensure_fd_no_transport(self, fd):
+        cdef int number = descriptor_of(fd)
+        cdef pr_watch *watch = pr_watch_find(&self.core.watches, number)
+        transport = None
+        if watch != NULL and watch.on_ready != notify_descriptor:
+            if watch.owner == NULL or watch.owner == <void *>&self.core:
+                raise RuntimeError(f'File descriptor {fd!r} is used by the event loop itself')
+            transport = <object>watch.owner
+        else:
+            transport = self._transports.get(number)
+            if transport is not None and transport.is_closing():
+                transport = None
+        if transport is not None:
+            raise RuntimeError(f'File descriptor {fd!r} is used by transport {transport!r}')
+
+    def _watched_events(self, fd):
+        """Return (readable, writable): what `fd` is watched for."""
+        cdef DescriptorWatch watch = self.find_watch(fd)
+        if watch is None:
+            return False, False
+        return watch.reader is not None, watch.writer is not None
+
+    def _stop_listening(self, fd):
+        listener = self.listeners.pop(fd, None)
+        if listener is not None:
+            listener.stop()
+
+    cdef DescriptorWatch find_watch(self, int fd):
+        return self.descriptor_watches.get(fd)
+
+    cdef Handle watch_descriptor(self, object fd, uint32_t event, object callback, tuple args):
+        cdef int number = descriptor_of(fd)
+        cdef DescriptorWatch watch = self.find_watch(number)
+        cdef Handle handle = Handle.__new__(Handle)
+        cdef Handle previous
+        cdef int error
+        set_up(handle, self, callback, args, None)
+        if watch is None:
+            watch = DescriptorWatch.__new__(DescriptorWatch)
+            watch.loop = self
+            pr_watch_init(&watch.watch, notify_descriptor, <void *>watch)
+            error = pr_watch_start(&self.core.watches, &watch.watch, number, event)
+        else:
+            error = pr_watch_want_exactly(
+                &self.core.watches, &watch.watch, watch.wanted() | event)
+        if error < 0:
+            raise_errno(error)
+        self.descriptor_watches[number] = watch
+        previous = watch.exchange(event, handle)
+        if previous is not None:
+            previous.cancel()
+        return handle
+
+    cdef bint unwatch_descriptor(self, object fd, uint32_t event) except -1:
+        cdef DescriptorWatch watch = self.find_watch(descriptor_of(fd))
+        cdef Handle previous
+        if watch is None:
+            return False
+        previous = watch.exchange(event, None)
+        if watch.wanted() == 0:
+            del self.descriptor_watches[watch.watch.fd]
+            pr_watch_stop(&self.core.watches, &watch.watch)
+        else:  # where the descriptor was closed before, the kernel has forgotten it
+            pr_watch_want_exactly(&self.core.watches, &watch.watch, watch.wanted())
+        if previous is None:
+            return False
+        previous.cancel()
+        return True
+
+    # Running
+
+    def stop(self):
+        """Make run_forever() return after the turn that runs now."""
+        self._stopping = True
+
+    def _run_turns(self):
+        """Run turns until stop(); raises what must not be kept in the loop."""
+        self.run_turns()
+
+    cdef int run_turns(self) except -1:
+        cdef pr_loop *core = &self.core
+        cdef int64_t timeout_ns
+        cdef int error
+        while True:
+            timeout_ns = pr_loop_prepare(core)
+            if timeout_ns == 0 or self._stopping:
+                error = pr_loop_wait(core, 0)
+            else:
+                with nogil:
+                    error = pr_loop_wait(core, timeout_ns)
+            if error < 0:
+                raise_errno(error)
+            PyErr_CheckSignals()
+            if pr_loop_dispatch(core) != 0:
+                self.raise_escaping()
+            if self._stopping:
+                return 0
+
+    cdef int escape(self, object exception) noexcept:
+        """Keeps what must leave run_forever(), and ends the turn."""
+        if self.escaping is None:
+            self.escaping = exception
+        return 1
+
+    cdef int raise_escaping(self) except -1:
+        exception = self.escaping
+        self.escaping = None
+        if exception is None:
+            return 0
+        raise exception
+
+    cdef int report(self, dict context) noexcept:
+        """Calls the exception handler; what that lets through leaves the loop."""
+        try:
+            self.call_exception_handler(context)
+        except BaseException as exc:
+            return self.escape(exc)
+        return 0
+
+    cdef int check_duration(self, int64_t started_ns, object handle) except -1:
+        cdef double seconds = (pr_now_ns() - started_ns) / NS_PER_SECOND
+        if seconds >= self.slow_callback_duration:
+            logger.warning(
+                'Executing %s took %.3f seconds', base_events._format_handle(handle), seconds)
+        return 0
+
+    # The end
+
+    cdef int forget_scheduled(self) except -1:
+        """Takes back every callback and timer that will not run any more."""
+        cdef pr_callback *callback
+        cdef pr_timer *timer
+        while True:
+            callback = pr_loop_take_ready(&self.core)
+            if callback == NULL:
+                break
+            Py_DECREF(<object>callback.owner)
+        while True:
+            timer = pr_timer_heap_pop(&self.core.timers)
+            if timer == NULL:
+                break
+            Py_DECREF(<object>timer.callback.owner)
+        return 0
+
+    def _close_core(self):
+        """Let go of everything; what is still open is left to its owner."""
+        cdef DescriptorWatch watch
+        if not self.alive:
+            return
+        self._closed = True
+        self.forget_scheduled()
+        for watch in self.descriptor_watches.values():
+            pr_watch_stop(&self.core.watches, &watch.watch)
+        self.descriptor_watches.clear()
+        for listener in list(self.listeners.values()):
+            listener.stop()
+        self.listeners.clear()
+        for transport in list(self.open_transports):
+            transport._loop_closed()
+        self.open_transports.clear()
+        self.alive = False
+        pr_loop_deinit(&self.core)
+
+    def _abandon_after_fork(self):
+        """In a forked child: refuse all use; the kernel's event set stays the parent's."""
+        if not self.alive or self.forked:
+            return
+        self.forked = True
+        self.thread_ident = 0
+        pr_loop_abandon_after_fork(&self.core)
+        self._close_core()
+
+    def _live_counts(self):
+        """Return how many of each kind of resource the loop holds; all 0 after close()."""
+        cdef size_t watches = 0
+        if self.alive:
+            pr_loop_take_inbox(&self.core)
+            watches = self.core.watches.count - 1  # the wakeup's own
+        return {
+            'handles': pr_ready_queue_count(&self.core.ready) if self.alive else 0,
+            'timers': self.core.timers.count,
+            'watches': watches,
+            'streams': len(self.open_transports),
+            'buffers': sum([transport._held_buffers() for transport in self.open_transports]),
+        }

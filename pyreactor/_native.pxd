@@ -1,0 +1,154 @@
+# The C core as the Cython modules see it, in the order of csrc/include/pyreactor.  Declarations
+# only.  Who may call what from which thread stands in the headers.
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+
+cdef extern from "<stdbool.h>":
+    ctypedef bint c_bool "bool"
+
+
+cdef extern from "pyreactor/error.h" nogil:
+    const char *pr_strerror(int error)
+    const char *pr_error_hint(int error)
+
+
+cdef extern from "pyreactor/clock.h" nogil:
+    int64_t pr_now_ns()
+
+
+cdef extern from "pyreactor/callback.h":
+    ctypedef struct pr_callback "struct pr_callback":
+        int (*run)(pr_callback *callback) noexcept
+        void *owner
+
+
+cdef extern from "pyreactor/ready_queue.h":
+    ctypedef struct pr_ready_queue "struct pr_ready_queue":
+        pass
+    size_t pr_ready_queue_count(const pr_ready_queue *queue)
+
+
+cdef extern from "pyreactor/timer_heap.h":
+    size_t PR_TIMER_IDLE
+    ctypedef struct pr_timer "struct pr_timer":
+        pr_callback callback
+        int64_t deadline_ns
+        size_t heap_index
+    ctypedef struct pr_timer_heap "struct pr_timer_heap":
+        size_t count
+    void pr_timer_heap_remove(pr_timer_heap *heap, pr_timer *timer)
+    pr_timer *pr_timer_heap_pop(pr_timer_heap *heap)
+
+
+cdef extern from "pyreactor/backend.h":
+    uint32_t PR_READABLE
+    uint32_t PR_WRITABLE
+    ctypedef struct pr_backend_ops "struct pr_backend_ops":
+        const char *name
+    ctypedef struct pr_backend "struct pr_backend":
+        const pr_backend_ops *ops
+        int fd
+
+
+cdef extern from "pyreactor/watch.h":
+    ctypedef struct pr_watch "struct pr_watch":
+        int fd
+        uint32_t generation
+        uint32_t wanted
+        int (*on_ready)(pr_watch *watch, uint32_t events) noexcept
+        void *owner
+    ctypedef struct pr_watch_table "struct pr_watch_table":
+        size_t count
+    pr_watch *pr_watch_find(const pr_watch_table *table, int fd)
+    void pr_watch_init(
+        pr_watch *watch, int (*on_ready)(pr_watch *, uint32_t) noexcept, void *owner)
+    bint pr_watch_is_active(const pr_watch *watch)
+    int pr_watch_start(pr_watch_table *table, pr_watch *watch, int fd, uint32_t events)
+    int pr_watch_want_exactly(pr_watch_table *table, pr_watch *watch, uint32_t events)
+    void pr_watch_stop(pr_watch_table *table, pr_watch *watch)
+
+
+cdef extern from "pyreactor/loop.h" nogil:
+    ctypedef struct pr_loop_stats "struct pr_loop_stats":
+        uint64_t turns
+        uint64_t polls
+        uint64_t events
+        uint64_t stale_events
+        uint64_t callbacks
+    ctypedef struct pr_loop "struct pr_loop":
+        pr_backend backend
+        pr_watch_table watches
+        pr_ready_queue ready
+        pr_timer_heap timers
+        bint dispatching
+        pr_loop_stats stats
+    int pr_loop_init(pr_loop *loop, const char *backend_name)
+    void pr_loop_deinit(pr_loop *loop)
+    void pr_loop_abandon_after_fork(pr_loop *loop)
+    int64_t pr_loop_prepare(pr_loop *loop)
+    int pr_loop_wait(pr_loop *loop, int64_t timeout_ns)
+    int pr_loop_dispatch(pr_loop *loop)
+    void pr_loop_post(pr_loop *loop, pr_callback *callback)
+    void pr_loop_wakeup(pr_loop *loop)
+    void pr_loop_take_inbox(pr_loop *loop)
+    pr_callback *pr_loop_take_ready(pr_loop *loop)
+    int pr_loop_call_soon(pr_loop *loop, pr_callback *callback)
+    int pr_loop_start_timer(pr_loop *loop, pr_timer *timer)
+
+
+cdef extern from "pyreactor/write_queue.h":
+    ctypedef struct pr_write_queue "struct pr_write_queue":
+        size_t bytes
+        size_t count
+
+
+cdef extern from "pyreactor/stream.h":
+    ctypedef struct pr_stream "struct pr_stream":
+        pr_watch watch
+        const pr_stream_handler *handler
+        pr_write_queue writes
+        size_t high_water_bytes
+        size_t low_water_bytes
+        bint reading
+        bint over_high_water
+        bint wants_drained
+    ctypedef struct pr_stream_handler "struct pr_stream_handler":
+        int (*acquire_buffer)(pr_stream *stream, char **buffer, size_t *size) noexcept
+        int (*on_received)(pr_stream *stream, const char *data, size_t size) noexcept
+        int (*on_end)(pr_stream *stream) noexcept
+        int (*on_error)(pr_stream *stream, int error, c_bool sending) noexcept
+        int (*on_high_water)(pr_stream *stream) noexcept
+        int (*on_low_water)(pr_stream *stream) noexcept
+        int (*on_drained)(pr_stream *stream) noexcept
+    void pr_stream_init(
+        pr_stream *stream, pr_loop *loop, const pr_stream_handler *handler, void *owner,
+        void (*release)(void *owner) noexcept)
+    void pr_stream_deinit(pr_stream *stream)
+    int pr_stream_start(pr_stream *stream, int fd)
+    void pr_stream_stop(pr_stream *stream)
+    int pr_stream_set_reading(pr_stream *stream, bint reading)
+    int pr_stream_queue(pr_stream *stream, const char *data, size_t size, void *owner)
+    int pr_stream_send_soon(pr_stream *stream)
+    ssize_t pr_stream_send_now(pr_stream *stream, const char *data, size_t size)
+    int pr_stream_flush(pr_stream *stream)
+    int pr_stream_set_water(pr_stream *stream, size_t high_bytes, size_t low_bytes)
+    size_t pr_stream_queued_bytes(const pr_stream *stream)
+
+
+cdef extern from "pyreactor/listener.h":
+    ctypedef struct sockaddr "struct sockaddr":
+        pass
+    ctypedef unsigned int socklen_t
+    ctypedef struct pr_listener "struct pr_listener":
+        pr_watch watch
+    ctypedef struct pr_listener_handler "struct pr_listener_handler":
+        int (*on_accepted)(
+            pr_listener *listener, int fd, const sockaddr *peer, socklen_t peer_size) noexcept
+        int (*on_error)(pr_listener *listener, int error) noexcept
+    int pr_listener_start(
+        pr_listener *listener, pr_loop *loop, int fd, int accepts_per_turn_max,
+        const pr_listener_handler *handler, void *owner)
+    void pr_listener_stop(pr_listener *listener)
+    int pr_listener_resume(pr_listener *listener)
+    bint pr_listener_is_exhaustion(int error)

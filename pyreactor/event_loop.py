@@ -1,0 +1,222 @@
+"""The event loop that programs see: asyncio's methods on the C core.
+
+`Loop` is made of two parts.  `LoopCore` (compiled) has what runs often: callbacks, timers,
+descriptor watches, the turns.  asyncio's own `SelectorEventLoop` has what runs seldom and differs
+from one Python version to the next: name resolution, connecting, executors, asynchronous
+generators, the exception handler.  Whatever it asks of a selector is answered by the core, and
+connections get the core's transports.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import selectors
+import sys
+import threading
+import weakref
+from asyncio import events, sslproto, tasks, unix_events
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pyreactor._listener import Listener
+from pyreactor._loop import LoopCore
+from pyreactor._transport import StreamTransport
+from pyreactor.server import Server
+from pyreactor.signals import SignalHandlers
+
+_loops: weakref.WeakSet[Loop] = weakref.WeakSet()  # which a fork must disown in the child
+
+
+def _disown_after_fork() -> None:
+    for loop in list(_loops):
+        loop._disown()
+
+
+@functools.cache  # once is enough: a hook cannot be taken back
+def _register_fork_hook() -> None:
+    os.register_at_fork(after_in_child=_disown_after_fork)
+
+
+class WatchedDescriptors:
+    """The little that asyncio's classes ask of a selector: what is watched for what."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = weakref.proxy(loop)
+
+    def get_key(self, fd: int) -> selectors.SelectorKey:
+        """Return what `fd` is watched for; KeyError where it is not."""
+        readable, writable = self._loop._watched_events(fd)
+        if not readable and not writable:
+            raise KeyError(fd)
+        mask = selectors.EVENT_READ * readable | selectors.EVENT_WRITE * writable
+        return selectors.SelectorKey(fd, fd, mask, None)
+
+    def close(self) -> None:
+        """Do nothing: the core closes itself."""
+
+
+class Loop(LoopCore, unix_events.SelectorEventLoop):  # type: ignore[misc]
+    """An asyncio event loop on the C core.
+
+    `backend` is 'auto' (the default) or 'epoll'; the environment variable PYREACTOR_BACKEND is
+    asked where it is not given.  Raises ValueError for any other and OSError where the kernel
+    gives no descriptors.
+    """
+
+    def __init__(self, *, backend: str | None = None) -> None:
+        super().__init__(WatchedDescriptors(self))
+        self._signals = SignalHandlers(self)
+        _register_fork_hook()
+        _loops.add(self)
+
+    # Running
+
+    def run_forever(self) -> None:
+        """Run until stop() is called.
+
+        Raises RuntimeError where the loop is closed or a loop runs in this thread already.  While
+        it runs in the main thread, signals wake it.
+        """
+        self._check_closed()
+        self._check_running()
+        with self._running(), self._signals.waking():
+            self._run_turns()
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Be this thread's running loop, with asyncio's hooks in place."""
+        self._set_coroutine_origin_tracking(self._debug)
+        previous_hooks = sys.get_asyncgen_hooks()
+        self._thread_id = threading.get_ident()
+        events._set_running_loop(self)
+        try:
+            sys.set_asyncgen_hooks(
+                firstiter=self._asyncgen_firstiter_hook,
+                finalizer=self._asyncgen_finalizer_hook,
+            )
+            yield
+        finally:
+            self._stopping = False
+            self._thread_id = None
+            events._set_running_loop(None)
+            self._set_coroutine_origin_tracking(False)
+            sys.set_asyncgen_hooks(*previous_hooks)
+
+    def close(self) -> None:
+        """Let go of everything.  The loop must not be running; closing twice is allowed."""
+        super().close()
+        self._signals.close()
+        self._close_core()
+        _loops.discard(self)
+
+    def _disown(self) -> None:
+        self._signals.abandon_after_fork()
+        self._abandon_after_fork()
+
+    # asyncio's loop wakes itself through a socket pair; the core has an eventfd for that.
+
+    def _make_self_pipe(self) -> None:
+        pass
+
+    def _close_self_pipe(self) -> None:
+        pass
+
+    def _write_to_self(self) -> None:
+        self.call_soon_threadsafe(lambda: None)
+
+    # Signals
+
+    def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:
+        """Call `callback(*args)` in the loop when the signal `sig` comes.  Main thread only.
+
+        Raises TypeError or ValueError for what is no signal, RuntimeError for one that cannot be
+        caught and outside of the main thread.
+        """
+        self._check_signal(sig)
+        self._check_closed()
+        self._signals.add(sig, callback, args)
+
+    def remove_signal_handler(self, sig: int) -> bool:
+        """Put the handler back that was there before.  Returns False where none was added."""
+        self._check_signal(sig)
+        return self._signals.remove(sig)
+
+    # Connections
+
+    def _make_socket_transport(
+        self, sock: Any, protocol: Any, waiter: Any = None, *, extra: Any = None, server: Any = None
+    ) -> StreamTransport:
+        return StreamTransport(self, sock, protocol, waiter, extra, server)
+
+    def _make_ssl_transport(
+        self,
+        rawsock: Any,
+        protocol: Any,
+        sslcontext: Any,
+        waiter: Any = None,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        extra: Any = None,
+        server: Any = None,
+        **timeouts: Any,
+    ) -> Any:
+        ssl_protocol = sslproto.SSLProtocol(
+            self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts
+        )
+        StreamTransport(self, rawsock, ssl_protocol, None, extra, server)
+        return ssl_protocol._app_transport
+
+    # Servers
+
+    async def create_server(self, *args: Any, start_serving: bool = True, **kwargs: Any) -> Server:
+        """Listen on TCP; see asyncio's create_server() for the arguments."""
+        made = await super().create_server(*args, start_serving=False, **kwargs)
+        return await self._adopt_server(made, start_serving)
+
+    async def create_unix_server(
+        self, *args: Any, start_serving: bool = True, **kwargs: Any
+    ) -> Server:
+        """Listen on a Unix socket; see asyncio's create_unix_server() for the arguments."""
+        made = await super().create_unix_server(*args, start_serving=False, **kwargs)
+        return await self._adopt_server(made, start_serving)
+
+    async def _adopt_server(self, made: Any, start_serving: bool) -> Server:
+        server = Server(
+            self,
+            made._sockets,
+            made._protocol_factory,
+            made._ssl_context,
+            made._backlog,
+            made._ssl_handshake_timeout,
+            made._ssl_shutdown_timeout,
+        )
+        if start_serving:
+            server._start_serving()
+            await tasks.sleep(0)  # asyncio's callers rely on this turn
+        return server
+
+    def _start_serving(
+        self,
+        protocol_factory: Any,
+        sock: Any,
+        sslcontext: Any = None,
+        server: Any = None,
+        backlog: int = 100,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> None:
+        ssl_arguments = None
+        if sslcontext is not None:
+            ssl_arguments = {
+                "sslcontext": sslcontext,
+                "ssl_handshake_timeout": ssl_handshake_timeout,
+                "ssl_shutdown_timeout": ssl_shutdown_timeout,
+            }
+        Listener(self, sock, protocol_factory, server, ssl_arguments, backlog)
+
+    def _stop_serving(self, sock: Any) -> None:
+        self._stop_listening(sock.fileno())
+        super()._stop_serving(sock)

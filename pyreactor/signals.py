@@ -1,0 +1,166 @@
+"""Unix signals in the loop.
+
+The interpreter's own handler writes each signal's number to a pipe (signal.set_wakeup_fd), whose
+other end the loop reads.  The pipe is in place while the loop runs in the main thread, so that
+Ctrl-C ends a sleep, and for as long as there are handlers, so that a signal which comes while the
+loop does not run is dealt with in its next run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import threading
+from asyncio import coroutines
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+_NOT_SET = -1
+_SIGNALS_PER_READ = 4096
+
+
+def _leave_it_to_the_loop(signum: int, frame: FrameType | None) -> None:
+    """Be a Python-level handler: without one the interpreter does not write to the pipe."""
+
+
+class SignalHandlers:
+    """The signal handlers of one loop.  Main thread only, but for waking()."""
+
+    def __init__(self, loop: Any) -> None:
+        self._loop = loop
+        self._handles: dict[int, Any] = {}
+        self._previous_handlers: dict[int, Any] = {}
+        self._pipe: tuple[int, int] | None = None  # owned
+        self._previous_wakeup_fd = _NOT_SET
+        self._installed = False
+
+    def add(self, sig: int, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+        """Call `callback(*args)` in the loop for each `sig`."""
+        if coroutines.iscoroutine(callback) or coroutines.iscoroutinefunction(callback):
+            raise TypeError("coroutines cannot be used with add_signal_handler()")
+        handle = self._loop._new_handle(callback, args)
+        try:
+            self._install()
+        except (ValueError, OSError) as exc:
+            raise RuntimeError(str(exc)) from exc
+        try:
+            previous = signal.signal(sig, _leave_it_to_the_loop)
+            # Restart system calls elsewhere in the program: the loop does not need the EINTR.
+            signal.siginterrupt(sig, False)
+        except OSError as exc:
+            self._uninstall_if_idle()
+            if exc.errno == errno.EINVAL:
+                raise RuntimeError(f"sig {sig} cannot be caught") from exc
+            raise
+        if sig in self._handles:
+            self._handles[sig].cancel()
+        else:
+            self._previous_handlers[sig] = previous
+        self._handles[sig] = handle
+
+    def remove(self, sig: int) -> bool:
+        """Restore what `sig` did before add()."""
+        handle = self._handles.pop(sig, None)
+        if handle is None:
+            return False
+        handle.cancel()
+        previous = self._previous_handlers.pop(sig)
+        # None: a handler that was not installed from Python, which cannot be put back from here.
+        signal.signal(sig, signal.SIG_DFL if previous is None else previous)
+        self._uninstall_if_idle()
+        return True
+
+    @contextlib.contextmanager
+    def waking(self) -> Iterator[None]:
+        """Let every signal wake the loop while it runs, where that can be."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        with contextlib.suppress(ValueError):  # not the main interpreter
+            self._install()
+        try:
+            yield
+        finally:
+            self._uninstall_if_idle()
+
+    def close(self) -> None:
+        """Restore everything and close the pipe."""
+        for sig in list(self._handles):
+            self.remove(sig)
+        self._uninstall_if_idle()
+        if self._pipe is not None:
+            for fd in self._pipe:
+                os.close(fd)
+            self._pipe = None
+
+    def abandon_after_fork(self) -> None:
+        """In a forked child: keep its signals out of the parent's loop."""
+        if self._pipe is None:
+            return
+        if self._installed:
+            with contextlib.suppress(ValueError):
+                self._uninstall()
+        for sig, previous in self._previous_handlers.items():
+            with contextlib.suppress(ValueError, OSError):
+                signal.signal(sig, signal.SIG_DFL if previous is None else previous)
+        self._handles.clear()
+        self._previous_handlers.clear()
+        for fd in self._pipe:
+            os.close(fd)
+        self._pipe = None
+
+    def _install(self) -> None:
+        """Direct signals to the pipe; ValueError outside of the main thread."""
+        if self._pipe is None:
+            pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                self._previous_wakeup_fd = signal.set_wakeup_fd(pipe[1], warn_on_full_buffer=False)
+                self._loop._add_reader(pipe[0], self._read)
+            except BaseException:
+                for fd in pipe:
+                    os.close(fd)
+                raise
+            self._pipe = pipe
+        elif not self._installed or self._current_wakeup_fd() != self._pipe[1]:
+            self._previous_wakeup_fd = signal.set_wakeup_fd(
+                self._pipe[1], warn_on_full_buffer=False
+            )
+        self._installed = True
+
+    def _uninstall_if_idle(self) -> None:
+        if self._installed and not self._handles and not self._loop.is_running():
+            self._uninstall()
+
+    def _uninstall(self) -> None:
+        self._installed = False
+        assert self._pipe is not None
+        current = self._swap_wakeup_fd(self._previous_wakeup_fd)
+        if current != self._pipe[1]:  # somebody else has replaced ours: leave theirs
+            self._swap_wakeup_fd(current)
+
+    def _current_wakeup_fd(self) -> int:
+        current = signal.set_wakeup_fd(_NOT_SET)
+        self._swap_wakeup_fd(current)
+        return current
+
+    def _swap_wakeup_fd(self, fd: int) -> int:
+        try:
+            return signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+        except (ValueError, OSError):  # closed meanwhile
+            return signal.set_wakeup_fd(_NOT_SET)
+
+    def _read(self) -> None:
+        assert self._pipe is not None
+        try:
+            numbers = os.read(self._pipe[0], _SIGNALS_PER_READ)
+        except (BlockingIOError, InterruptedError):
+            return
+        if not numbers:  # somebody has closed the other end: it would be readable for ever
+            self._loop._remove_reader(self._pipe[0])
+        for number in numbers:
+            handle = self._handles.get(number)
+            if handle is not None:
+                self._loop._requeue(handle)

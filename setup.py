@@ -1,0 +1,33 @@
+"""The extensions of pyreactor: each with its Cython module and the C files that only it links."""
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+CSRC = {
+    "_errors": ["csrc/error.c"],
+    "_loop": [
+        "csrc/backend/backend.c",
+        "csrc/backend/epoll.c",
+        "csrc/loop/loop.c",
+        "csrc/loop/ready_queue.c",
+        "csrc/loop/timer_heap.c",
+        "csrc/loop/wakeup.c",
+    ],
+    "_transport": ["csrc/stream/stream.c", "csrc/stream/write_queue.c"],
+    "_listener": ["csrc/stream/listener.c"],
+}
+
+setup(
+    ext_modules=cythonize(
+        [
+            Extension(
+                f"pyreactor.{name}",
+                [f"pyreactor/{name}.pyx", *sources],
+                include_dirs=["csrc/include"],
+                define_macros=[("_GNU_SOURCE", None)],
+                extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra"],
+            )
+            for name, sources in CSRC.items()
+        ]
+    )
+)
