@@ -1,5 +1,7 @@
 """The extensions of pyreactor: each with its Cython module and the C files that only it links."""
 
+from glob import glob
+
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
@@ -23,6 +25,7 @@ setup(
             Extension(
                 f"pyreactor.{name}",
                 [f"pyreactor/{name}.pyx", *sources],
+                depends=glob("csrc/include/pyreactor/*.h"),
                 include_dirs=["csrc/include"],
                 define_macros=[("_GNU_SOURCE", None)],
                 extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra"],

@@ -67,6 +67,7 @@ cdef class LoopCore:
     cdef dict descriptor_watches  # descriptor -> DescriptorWatch
     cdef set open_transports  # each until its connection_lost() has returned
     cdef dict listeners  # descriptor -> Listener
+    cdef list retired  # stopped in this turn: the core may look at them until it ends
 
     # An exception that must leave run_forever(): SystemExit, KeyboardInterrupt
     cdef object escaping

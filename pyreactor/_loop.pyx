@@ -41,6 +41,7 @@ from pyreactor._native cimport (
     pr_loop_start_timer,
     pr_loop_take_inbox,
     pr_loop_take_ready,
+    pr_loop_visit_scheduled,
     pr_loop_wait,
     pr_now_ns,
     pr_ready_queue_count,
@@ -51,9 +52,9 @@ from pyreactor._native cimport (
     pr_watch_find,
     pr_watch_init,
     pr_watch_is_active,
+    pr_watch_renew,
     pr_watch_start,
     pr_watch_stop,
-    pr_watch_want_exactly,
 )
 
 
@@ -62,6 +63,10 @@ cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
     PyObject **tuple_items "&PyTuple_GET_ITEM" (PyObject *tuple, Py_ssize_t index)
     Py_ssize_t PyTuple_GET_SIZE(PyObject *tuple)
+    ctypedef int (*visitproc)(PyObject *object, void *argument) noexcept
+    ctypedef int (*traverseproc)(PyObject *self, visitproc visit, void *argument) noexcept
+    ctypedef struct PyTypeObject:
+        traverseproc tp_traverse
 
 
 # Looked up once; these are asyncio's own classes, which debuggers and `asyncio ps` know.
@@ -310,7 +315,8 @@ cdef class TimerHandle(Handle):
 
 
 cdef int notify_descriptor(pr_watch *watch, uint32_t events) noexcept:
-    return (<DescriptorWatch>watch.owner).notify(events)
+    cdef DescriptorWatch self = <DescriptorWatch>watch.owner  # held: a callback may remove it
+    return self.notify(events)
 
 
 @cython.final
@@ -371,6 +377,7 @@ cdef class LoopCore:
         self.descriptor_watches = {}
         self.open_transports = set()
         self.listeners = {}
+        self.retired = []
         self.waiting_cancellers = []
         if backend is None:
             backend = os.environ.get('PYREACTOR_BACKEND') or 'auto'
@@ -637,6 +644,7 @@ cdef class LoopCore:
         listener = self.listeners.pop(fd, None)
         if listener is not None:
             listener.stop()
+            self.retired.append(listener)
 
     cdef DescriptorWatch find_watch(self, int fd):
         return self.descriptor_watches.get(fd)
@@ -654,7 +662,7 @@ cdef class LoopCore:
             pr_watch_init(&watch.watch, notify_descriptor, <void *>watch)
             error = pr_watch_start(&self.core.watches, &watch.watch, number, event)
         else:
-            error = pr_watch_want_exactly(
+            error = pr_watch_renew(
                 &self.core.watches, &watch.watch, watch.wanted() | event)
         if error < 0:
             raise_errno(error)
@@ -673,8 +681,9 @@ cdef class LoopCore:
         if watch.wanted() == 0:
             del self.descriptor_watches[watch.watch.fd]
             pr_watch_stop(&self.core.watches, &watch.watch)
+            self.retired.append(watch)
         else:  # where the descriptor was closed before, the kernel has forgotten it
-            pr_watch_want_exactly(&self.core.watches, &watch.watch, watch.wanted())
+            pr_watch_renew(&self.core.watches, &watch.watch, watch.wanted())
         if previous is None:
             return False
         previous.cancel()
@@ -704,6 +713,8 @@ cdef class LoopCore:
             if error < 0:
                 raise_errno(error)
             PyErr_CheckSignals()
+            if self.retired:
+                self.retired.clear()
             if pr_loop_dispatch(core) != 0:
                 self.raise_escaping()
             if self._stopping:
@@ -765,6 +776,7 @@ cdef class LoopCore:
         for watch in self.descriptor_watches.values():
             pr_watch_stop(&self.core.watches, &watch.watch)
         self.descriptor_watches.clear()
+        self.retired.clear()
         for listener in list(self.listeners.values()):
             listener.stop()
         self.listeners.clear()
@@ -796,3 +808,32 @@ cdef class LoopCore:
             'streams': len(self.open_transports),
             'buffers': sum([transport._held_buffers() for transport in self.open_transports]),
         }
+
+
+# The garbage collector has to see what the C loop holds: a loop that was dropped with callbacks
+# still scheduled is a cycle, loop -> handle -> loop.
+
+cdef struct Visit:
+    visitproc visit
+    void *argument
+
+
+cdef traverseproc traverse_fields = (<PyTypeObject *>LoopCore).tp_traverse
+
+
+cdef int visit_owner(pr_callback *callback, void *argument) noexcept:
+    cdef Visit *visit = <Visit *>argument
+    return visit.visit(<PyObject *>callback.owner, visit.argument)
+
+
+cdef int traverse_loop(PyObject *self, visitproc visit, void *argument) noexcept:
+    cdef Visit scheduled
+    cdef int result = traverse_fields(self, visit, argument)
+    scheduled.visit = visit
+    scheduled.argument = argument
+    if result == 0 and (<LoopCore>self).alive:
+        result = pr_loop_visit_scheduled(&(<LoopCore>self).core, visit_owner, &scheduled)
+    return result
+
+
+(<PyTypeObject *>LoopCore).tp_traverse = traverse_loop

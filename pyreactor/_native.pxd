@@ -65,7 +65,7 @@ cdef extern from "pyreactor/watch.h":
         pr_watch *watch, int (*on_ready)(pr_watch *, uint32_t) noexcept, void *owner)
     bint pr_watch_is_active(const pr_watch *watch)
     int pr_watch_start(pr_watch_table *table, pr_watch *watch, int fd, uint32_t events)
-    int pr_watch_want_exactly(pr_watch_table *table, pr_watch *watch, uint32_t events)
+    int pr_watch_renew(pr_watch_table *table, pr_watch *watch, uint32_t events)
     void pr_watch_stop(pr_watch_table *table, pr_watch *watch)
 
 
@@ -95,6 +95,12 @@ cdef extern from "pyreactor/loop.h" nogil:
     pr_callback *pr_loop_take_ready(pr_loop *loop)
     int pr_loop_call_soon(pr_loop *loop, pr_callback *callback)
     int pr_loop_start_timer(pr_loop *loop, pr_timer *timer)
+
+
+cdef extern from "pyreactor/loop.h":
+    int pr_loop_visit_scheduled(
+        const pr_loop *loop, int (*visit)(pr_callback *callback, void *argument) noexcept,
+        void *argument)
 
 
 cdef extern from "pyreactor/write_queue.h":

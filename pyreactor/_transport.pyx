@@ -59,6 +59,7 @@ cdef extern from "Python.h":
 cdef object asyncio_transport = asyncio.Transport
 cdef object asyncio_buffered_protocol = asyncio.BufferedProtocol
 cdef object native_sendfile = constants._SendfileMode.TRY_NATIVE
+cdef object any_size = -1  # get_buffer()'s size hint: none
 cdef int DROPPED_WRITES_LOGGED = constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES
 cdef Py_ssize_t COPIED_BYTES_MAX = 16 * 1024  # more is offered to the kernel before it is copied
 
@@ -101,7 +102,7 @@ cdef int acquire_buffer(pr_stream *stream, char **buffer, size_t *size) noexcept
     size[0] = 0
     result = call_method_in_context(
         <PyObject *>self.context, <PyObject *>self._protocol, <PyObject *>'get_buffer',
-        <PyObject *>(-1))
+        <PyObject *>any_size)
     if result == NULL:
         return self.fail_with_pending('Fatal error: protocol.get_buffer() call failed.')
     lent = <object>result
@@ -126,10 +127,10 @@ cdef int acquire_buffer(pr_stream *stream, char **buffer, size_t *size) noexcept
 cdef int on_buffer_received(pr_stream *stream, const char *data, size_t size) noexcept:
     cdef StreamTransport self = owner_of(stream)
     cdef PyObject *result
+    cdef object count = size
     self.take_back_buffer()
     if size == 0:
         return 0
-    count = size
     result = call_method_in_context(
         <PyObject *>self.context, <PyObject *>self._protocol, <PyObject *>'buffer_updated',
         <PyObject *>count)

@@ -235,3 +235,19 @@ struct pr_callback *pr_loop_take_ready(struct pr_loop *loop)
     pr_loop_take_inbox(loop);
     return pr_ready_queue_pop(&loop->ready);
 }
+
+int pr_loop_visit_scheduled(const struct pr_loop *loop,
+                            int (*visit)(struct pr_callback *callback, void *argument),
+                            void *argument)
+{
+    int result = 0;
+    const struct pr_ready_queue *ready = &loop->ready;
+    for (size_t i = ready->head; i != ready->tail && !result; i++)
+        result = visit(ready->slots[i & (ready->capacity - 1)], argument);
+    for (size_t i = 0; i < loop->timers.count && !result; i++)
+        result = visit(&loop->timers.entries[i].timer->callback, argument);
+    struct pr_callback *posted = atomic_load(&loop->wakeup.inbox);
+    for (; posted && !result; posted = posted->next)
+        result = visit(posted, argument);
+    return result;
+}

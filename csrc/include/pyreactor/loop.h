@@ -114,6 +114,14 @@ void pr_loop_take_inbox(struct pr_loop *loop);
  * Loop thread only. */
 struct pr_callback *pr_loop_take_ready(struct pr_loop *loop);
 
+/*
+ * Calls `visit` for each callback that is ready, in the inbox or a timer's, until it returns
+ * non-zero, and returns that.  For a garbage collector: no other thread may be running.
+ */
+int pr_loop_visit_scheduled(const struct pr_loop *loop,
+                            int (*visit)(struct pr_callback *callback, void *argument),
+                            void *argument);
+
 /* Schedules `callback` for the next turn.  Returns 0 or -ENOMEM.  Loop thread only. */
 static inline int pr_loop_call_soon(struct pr_loop *loop, struct pr_callback *callback)
 {

@@ -136,16 +136,21 @@ static inline int pr_watch_want(struct pr_watch_table *table, struct pr_watch *w
 }
 
 /*
- * Changes what is wanted, and tells the kernel now: for a descriptor that somebody else may close.
+ * Changes what is wanted and tells the kernel now, as a new life of the watch: for a descriptor that
+ * somebody else may have closed, and opened another under the same number, since it was started.
  * Returns 0 or a negative errno.  Loop thread only.
  */
-static inline int pr_watch_want_exactly(struct pr_watch_table *table, struct pr_watch *watch,
-                                        uint32_t events)
+static inline int pr_watch_renew(struct pr_watch_table *table, struct pr_watch *watch,
+                                 uint32_t events)
 {
-    int error = pr_watch_register(table, watch, events);
-    if (error == 0)
-        watch->wanted = events;
-    return error;
+    uint32_t generation = watch->generation + 1;
+    int error = table->backend->ops->update(table->backend, watch->fd, generation,
+                                            watch->registered, events);
+    if (error < 0)
+        return error;
+    table->slots[watch->fd].generation = watch->generation = generation;
+    watch->wanted = watch->registered = events;
+    return 0;
 }
 
 /*

@@ -1,0 +1,31 @@
+"""pyreactor: a drop-in asyncio event loop for Linux, with a native core.
+
+The path of a received byte, which is also the map of the source:
+
+    socket bytes - csrc/backend/epoll.c - csrc/loop/loop.c
+                 - pyreactor._loop - pyreactor._transport - your Protocol
+
+    run, new_event_loop     policy.py       how a program gets the loop
+    Loop                    event_loop.py   asyncio's methods, over the compiled _loop
+    python -m pyreactor     cli.py          runs an unchanged asyncio program
+
+Importing this package changes nothing in the process: no policy is set, no thread is started,
+nothing of asyncio is replaced.  EventLoopPolicy and install() are looked up only when named,
+because asyncio's policies are deprecated from Python 3.14 and gone in 3.16.
+"""
+
+from __future__ import annotations
+
+from pyreactor import policy
+from pyreactor.event_loop import Loop
+from pyreactor.policy import new_event_loop, run
+
+__version__ = "0.1.0"
+
+__all__ = ["Loop", "__version__", "new_event_loop", "run"]
+
+
+def __getattr__(name: str) -> object:
+    if name in ("EventLoopPolicy", "install"):
+        return getattr(policy, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,13 @@
+import sys
+
+from pyreactor.event_loop import Loop as Loop
+from pyreactor.policy import new_event_loop as new_event_loop
+from pyreactor.policy import run as run
+
+if sys.version_info < (3, 16):
+    from pyreactor.policy import EventLoopPolicy as EventLoopPolicy
+    from pyreactor.policy import install as install
+
+__version__: str
+
+__all__ = ["Loop", "__version__", "new_event_loop", "run"]

@@ -1,0 +1,19 @@
+from collections.abc import Callable
+from socket import socket
+from typing import Any
+
+from pyreactor._loop import LoopCore
+
+class Listener:
+    def __init__(
+        self,
+        loop: LoopCore,
+        sock: socket,
+        protocol_factory: Callable[[], Any],
+        server: Any,
+        ssl_arguments: dict[str, Any] | None,
+        backlog: int,
+    ) -> None: ...
+    @property
+    def sock(self) -> socket: ...
+    def stop(self) -> None: ...

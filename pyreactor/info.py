@@ -1,0 +1,119 @@
+"""`python -m pyreactor --info`: what a bug report needs to know about this machine."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import select
+import sys
+import sysconfig
+
+import pyreactor
+
+# The same numbers on x86-64 and aarch64.
+SYS_IO_URING_SETUP = 425
+SYS_EPOLL_PWAIT2 = 441
+
+IO_URING_DISABLED = "/proc/sys/kernel/io_uring_disabled"
+
+
+def report() -> str:
+    """The whole report, one `name  value` per line."""
+    lines = [
+        ("pyreactor", pyreactor.__version__),
+        ("backend", _backend()),
+        ("python", _python()),
+        ("built with", _build()),
+        ("kernel", _kernel()),
+        ("  epoll", _epoll()),
+        ("  epoll_pwait2", _epoll_pwait2()),
+        ("  io_uring", f"{_io_uring()}; pyreactor has no io_uring backend yet"),
+    ]
+    return "".join(f"{name:<16}{value}\n" for name, value in lines)
+
+
+def _backend() -> str:
+    loop = pyreactor.new_event_loop()
+    try:
+        return str(loop.backend)
+    finally:
+        loop.close()
+
+
+def _python() -> str:
+    gil_enabled = getattr(sys, "_is_gil_enabled", lambda: True)()
+    build = "free-threaded" if sysconfig.get_config_var("Py_GIL_DISABLED") else "default build"
+    gil = "GIL on" if gil_enabled else "GIL off"
+    return f"{platform.python_implementation()} {platform.python_version()}, {build}, {gil}"
+
+
+def _build() -> str:
+    debug = ", debug build" if sysconfig.get_config_var("Py_DEBUG") else ""
+    return f"{platform.python_compiler()}{debug}"
+
+
+def _kernel() -> str:
+    libc = " ".join(platform.libc_ver()).strip() or "unknown C library"
+    return f"{platform.system()} {platform.release()} {platform.machine()}, {libc}"
+
+
+def _epoll() -> str:
+    try:
+        select.epoll().close()
+    except OSError as error:
+        return f"no: {error.strerror}"
+    return "yes"
+
+
+def _epoll_pwait2() -> str:
+    # A bad descriptor makes the call harmless; any other error than EBADF is the kernel's no.
+    match _probe(SYS_EPOLL_PWAIT2, -1, None, 1, None, None, 0):
+        case None:
+            return "unknown: this Python has no ctypes"
+        case errno.EBADF | errno.EINVAL | errno.EFAULT:
+            return "yes"
+        case errno.ENOSYS:
+            return "no: the kernel is older than 5.11; timeouts are rounded up to milliseconds"
+        case error:
+            return f"no: {os.strerror(error)} (a seccomp filter, such as a container's)"
+
+
+def _io_uring() -> str:
+    # No parameters: an allowed call fails with EFAULT or EINVAL, and makes no ring.
+    match _probe(SYS_IO_URING_SETUP, 0, None):
+        case None:
+            return "unknown: this Python has no ctypes"
+        case errno.EFAULT | errno.EINVAL:
+            return "yes"
+        case errno.ENOSYS:
+            return "no: the kernel has none, or a seccomp filter hides it"
+        case errno.EPERM:
+            return f"no: {_why_io_uring_is_forbidden()}"
+        case error:
+            return f"no: {os.strerror(error)}"
+
+
+def _why_io_uring_is_forbidden() -> str:
+    try:
+        with open(IO_URING_DISABLED) as file:
+            setting = file.read().strip()
+    except OSError:
+        setting = "0"
+    if setting == "0":
+        return "forbidden by a seccomp filter, such as a container's"
+    return f"kernel.io_uring_disabled={setting}"
+
+
+def _probe(number: int, *args: int | None) -> int | None:
+    """The errno that the system call `number` gives, or None if it cannot be asked."""
+    try:
+        import ctypes
+    except ImportError:
+        return None
+    syscall = ctypes.CDLL(None, use_errno=True).syscall
+    syscall.restype = ctypes.c_long
+    words = [None if arg is None else ctypes.c_long(arg) for arg in args]
+    if syscall(ctypes.c_long(number), *words) >= 0:
+        return 0
+    return ctypes.get_errno()
