@@ -2,8 +2,11 @@ from collections.abc import Callable
 from socket import socket
 from typing import Any
 
+from typing_extensions import disjoint_base
+
 from pyreactor._loop import LoopCore
 
+@disjoint_base
 class Listener:
     def __init__(
         self,

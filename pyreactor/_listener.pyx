@@ -4,19 +4,10 @@
 All methods: the loop's thread only.
 """
 
-import os
 import socket
 from asyncio import constants, trsock
 
-from cpython.object cimport PyObject
-
-from pyreactor._context cimport (
-    PyContext_Copy,
-    PyContext_CopyCurrent,
-    call_in_context,
-    raise_pending,
-    release,
-)
+from pyreactor._context cimport PyContext_Copy, PyContext_CopyCurrent
 from pyreactor._errors cimport errno_exception, raise_errno
 from pyreactor._loop cimport LoopCore
 from pyreactor._native cimport (
@@ -70,7 +61,9 @@ handler.on_error = on_error
 cdef class Listener:
     """Accepts on one listening socket for a server."""
 
-    def __init__(self, LoopCore loop not None, sock, protocol_factory, server, ssl_arguments, backlog):
+    def __init__(
+        self, LoopCore loop not None, sock, protocol_factory, server, ssl_arguments, backlog
+    ):
         """Start accepting on a listening non-blocking socket, which stays the server's.
 
         `ssl_arguments` is None, or a dict of the TLS arguments that the loop's

@@ -51,7 +51,6 @@ from pyreactor._native cimport (
     pr_watch,
     pr_watch_find,
     pr_watch_init,
-    pr_watch_is_active,
     pr_watch_renew,
     pr_watch_start,
     pr_watch_stop,
@@ -586,9 +585,8 @@ cdef class LoopCore:
 
     def remove_reader(self, fd):
         """Stop watching `fd` for reading.  Returns True where it was watched."""
-        self.check_usable()
         self._ensure_fd_no_transport(fd)
-        return self.unwatch_descriptor(fd, PR_READABLE)
+        return self._remove_reader(fd)
 
     def add_writer(self, fd, callback, *args):
         """Call `callback(*args)` whenever `fd` can be written.  Otherwise as add_reader()."""
@@ -598,9 +596,8 @@ cdef class LoopCore:
 
     def remove_writer(self, fd):
         """Stop watching `fd` for writing.  Returns True where it was watched."""
-        self.check_usable()
         self._ensure_fd_no_transport(fd)
-        return self.unwatch_descriptor(fd, PR_WRITABLE)
+        return self._remove_writer(fd)
 
     # asyncio's own transports and sock_*() come through these.
 
@@ -609,14 +606,20 @@ cdef class LoopCore:
         return self.watch_descriptor(fd, PR_READABLE, callback, args)
 
     def _remove_reader(self, fd):
-        return False if self._closed else self.unwatch_descriptor(fd, PR_READABLE)
+        if self._closed:
+            return False
+        self.check_usable()
+        return self.unwatch_descriptor(fd, PR_READABLE)
 
     def _add_writer(self, fd, callback, *args):
         self._check_closed()
         return self.watch_descriptor(fd, PR_WRITABLE, callback, args)
 
     def _remove_writer(self, fd):
-        return False if self._closed else self.unwatch_descriptor(fd, PR_WRITABLE)
+        if self._closed:
+            return False
+        self.check_usable()
+        return self.unwatch_descriptor(fd, PR_WRITABLE)
 
     def _ensure_fd_no_transport(self, fd):
         cdef int number = descriptor_of(fd)

@@ -48,6 +48,8 @@ from pyreactor._native cimport (
     pr_stream_start,
     pr_stream_stop,
     pr_watch_is_active,
+    pr_watch_start,
+    pr_watch_stop,
 )
 
 
@@ -220,7 +222,9 @@ cdef class StreamTransport:
     def __class__(self):
         return asyncio_transport
 
-    def __init__(self, LoopCore loop not None, sock, protocol, waiter=None, extra=None, server=None):
+    def __init__(
+        self, LoopCore loop not None, sock, protocol, waiter=None, extra=None, server=None
+    ):
         """Take over a connected non-blocking socket; connection_made() follows in the next turn.
 
         `waiter` is a future to be set after it; `server` the server that accepted the connection.
@@ -498,6 +502,8 @@ cdef class StreamTransport:
                 self.fail(exc, WRITE_FAILED)
         return 0
 
+    # sendfile() needs the descriptor for itself, once all that was written is sent.
+
     def _make_empty_waiter(self):
         if self._empty_waiter is not None:
             raise RuntimeError('Empty waiter is already set')
@@ -511,6 +517,14 @@ cdef class StreamTransport:
 
     def _reset_empty_waiter(self):
         self._empty_waiter = None
+
+    def _lend_descriptor(self):
+        pr_watch_stop(&self._loop.core.watches, &self.stream.watch)
+
+    def _take_back_descriptor(self):
+        if not self._conn_lost and not self._loop._closed:
+            self.settle(pr_watch_start(
+                &self._loop.core.watches, &self.stream.watch, self._sock_fd, 0))
 
     # The end
 

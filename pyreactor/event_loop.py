@@ -7,8 +7,6 @@ generators, the exception handler.  Whatever it asks of a selector is answered b
 connections get the core's transports.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import selectors
@@ -16,9 +14,7 @@ import sys
 import threading
 import weakref
 from asyncio import events, sslproto, tasks, unix_events
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from pyreactor._listener import Listener
 from pyreactor._loop import LoopCore
@@ -26,26 +22,26 @@ from pyreactor._transport import StreamTransport
 from pyreactor.server import Server
 from pyreactor.signals import SignalHandlers
 
-_loops: weakref.WeakSet[Loop] = weakref.WeakSet()  # which a fork must disown in the child
+_loops = weakref.WeakSet()  # which a fork must disown in the child
 
 
-def _disown_after_fork() -> None:
+def _disown_after_fork():
     for loop in list(_loops):
         loop._disown()
 
 
 @functools.cache  # once is enough: a hook cannot be taken back
-def _register_fork_hook() -> None:
+def _register_fork_hook():
     os.register_at_fork(after_in_child=_disown_after_fork)
 
 
 class WatchedDescriptors:
     """The little that asyncio's classes ask of a selector: what is watched for what."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop):
         self._loop = weakref.proxy(loop)
 
-    def get_key(self, fd: int) -> selectors.SelectorKey:
+    def get_key(self, fd):
         """Return what `fd` is watched for; KeyError where it is not."""
         readable, writable = self._loop._watched_events(fd)
         if not readable and not writable:
@@ -53,11 +49,11 @@ class WatchedDescriptors:
         mask = selectors.EVENT_READ * readable | selectors.EVENT_WRITE * writable
         return selectors.SelectorKey(fd, fd, mask, None)
 
-    def close(self) -> None:
+    def close(self):
         """Do nothing: the core closes itself."""
 
 
-class Loop(LoopCore, unix_events.SelectorEventLoop):  # type: ignore[misc]
+class Loop(LoopCore, unix_events.SelectorEventLoop):
     """An asyncio event loop on the C core.
 
     `backend` is 'auto' (the default) or 'epoll'; the environment variable PYREACTOR_BACKEND is
@@ -65,7 +61,7 @@ class Loop(LoopCore, unix_events.SelectorEventLoop):  # type: ignore[misc]
     gives no descriptors.
     """
 
-    def __init__(self, *, backend: str | None = None) -> None:
+    def __init__(self, *, backend=None):
         super().__init__(WatchedDescriptors(self))
         self._signals = SignalHandlers(self)
         _register_fork_hook()
@@ -73,7 +69,7 @@ class Loop(LoopCore, unix_events.SelectorEventLoop):  # type: ignore[misc]
 
     # Running
 
-    def run_forever(self) -> None:
+    def run_forever(self):
         """Run until stop() is called.
 
         Raises RuntimeError where the loop is closed or a loop runs in this thread already.  While
@@ -85,7 +81,7 @@ class Loop(LoopCore, unix_events.SelectorEventLoop):  # type: ignore[misc]
             self._run_turns()
 
     @contextmanager
-    def _running(self) -> Iterator[None]:
+    def _running(self):
         """Be this thread's running loop, with asyncio's hooks in place."""
         self._set_coroutine_origin_tracking(self._debug)
         previous_hooks = sys.get_asyncgen_hooks()
@@ -104,31 +100,31 @@ class Loop(LoopCore, unix_events.SelectorEventLoop):  # type: ignore[misc]
             self._set_coroutine_origin_tracking(False)
             sys.set_asyncgen_hooks(*previous_hooks)
 
-    def close(self) -> None:
+    def close(self):
         """Let go of everything.  The loop must not be running; closing twice is allowed."""
         super().close()
         self._signals.close()
         self._close_core()
         _loops.discard(self)
 
-    def _disown(self) -> None:
+    def _disown(self):
         self._signals.abandon_after_fork()
         self._abandon_after_fork()
 
     # asyncio's loop wakes itself through a socket pair; the core has an eventfd for that.
 
-    def _make_self_pipe(self) -> None:
+    def _make_self_pipe(self):
         pass
 
-    def _close_self_pipe(self) -> None:
+    def _close_self_pipe(self):
         pass
 
-    def _write_to_self(self) -> None:
+    def _write_to_self(self):
         self.call_soon_threadsafe(lambda: None)
 
     # Signals
 
-    def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:
+    def add_signal_handler(self, sig, callback, *args):
         """Call `callback(*args)` in the loop when the signal `sig` comes.  Main thread only.
 
         Raises TypeError or ValueError for what is no signal, RuntimeError for one that cannot be
@@ -138,52 +134,61 @@ class Loop(LoopCore, unix_events.SelectorEventLoop):  # type: ignore[misc]
         self._check_closed()
         self._signals.add(sig, callback, args)
 
-    def remove_signal_handler(self, sig: int) -> bool:
+    def remove_signal_handler(self, sig):
         """Put the handler back that was there before.  Returns False where none was added."""
         self._check_signal(sig)
         return self._signals.remove(sig)
 
     # Connections
 
-    def _make_socket_transport(
-        self, sock: Any, protocol: Any, waiter: Any = None, *, extra: Any = None, server: Any = None
-    ) -> StreamTransport:
+    def _make_socket_transport(self, sock, protocol, waiter=None, *, extra=None, server=None):
         return StreamTransport(self, sock, protocol, waiter, extra, server)
 
     def _make_ssl_transport(
         self,
-        rawsock: Any,
-        protocol: Any,
-        sslcontext: Any,
-        waiter: Any = None,
+        rawsock,
+        protocol,
+        sslcontext,
+        waiter=None,
         *,
-        server_side: bool = False,
-        server_hostname: str | None = None,
-        extra: Any = None,
-        server: Any = None,
-        **timeouts: Any,
-    ) -> Any:
+        server_side=False,
+        server_hostname=None,
+        extra=None,
+        server=None,
+        **timeouts,
+    ):
         ssl_protocol = sslproto.SSLProtocol(
             self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts
         )
         StreamTransport(self, rawsock, ssl_protocol, None, extra, server)
         return ssl_protocol._app_transport
 
+    async def _sendfile_native(self, transp, file, offset, count):
+        resume_reading = transp.is_reading()
+        transp.pause_reading()
+        await transp._make_empty_waiter()
+        transp._lend_descriptor()
+        try:
+            return await self.sock_sendfile(transp._sock, file, offset, count, fallback=False)
+        finally:
+            transp._take_back_descriptor()
+            transp._reset_empty_waiter()
+            if resume_reading:
+                transp.resume_reading()
+
     # Servers
 
-    async def create_server(self, *args: Any, start_serving: bool = True, **kwargs: Any) -> Server:
+    async def create_server(self, *args, start_serving=True, **kwargs):
         """Listen on TCP; see asyncio's create_server() for the arguments."""
         made = await super().create_server(*args, start_serving=False, **kwargs)
         return await self._adopt_server(made, start_serving)
 
-    async def create_unix_server(
-        self, *args: Any, start_serving: bool = True, **kwargs: Any
-    ) -> Server:
+    async def create_unix_server(self, *args, start_serving=True, **kwargs):
         """Listen on a Unix socket; see asyncio's create_unix_server() for the arguments."""
         made = await super().create_unix_server(*args, start_serving=False, **kwargs)
         return await self._adopt_server(made, start_serving)
 
-    async def _adopt_server(self, made: Any, start_serving: bool) -> Server:
+    async def _adopt_server(self, made, start_serving):
         server = Server(
             self,
             made._sockets,
@@ -200,14 +205,14 @@ class Loop(LoopCore, unix_events.SelectorEventLoop):  # type: ignore[misc]
 
     def _start_serving(
         self,
-        protocol_factory: Any,
-        sock: Any,
-        sslcontext: Any = None,
-        server: Any = None,
-        backlog: int = 100,
-        ssl_handshake_timeout: float | None = None,
-        ssl_shutdown_timeout: float | None = None,
-    ) -> None:
+        protocol_factory,
+        sock,
+        sslcontext=None,
+        server=None,
+        backlog=100,
+        ssl_handshake_timeout=None,
+        ssl_shutdown_timeout=None,
+    ):
         ssl_arguments = None
         if sslcontext is not None:
             ssl_arguments = {
@@ -217,6 +222,6 @@ class Loop(LoopCore, unix_events.SelectorEventLoop):  # type: ignore[misc]
             }
         Listener(self, sock, protocol_factory, server, ssl_arguments, backlog)
 
-    def _stop_serving(self, sock: Any) -> None:
+    def _stop_serving(self, sock):
         self._stop_listening(sock.fileno())
         super()._stop_serving(sock)

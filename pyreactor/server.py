@@ -4,29 +4,26 @@ The semantics are those of CPython 3.12 and 3.13 on every Python version: wait_c
 the connections, too, closing ends serve_forever(), and close_clients() and abort_clients() exist.
 """
 
-from __future__ import annotations
-
 from asyncio import base_events, exceptions
-from typing import Any
 
 
 class Server(base_events.Server):
     """What create_server() returns: an asyncio.Server.  The loop's thread only."""
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, *args):
         super().__init__(*args)
         # The loop keeps open transports alive; they leave when connection_lost() has returned.
-        self._clients: set[Any] = set()
-        self._waiters: list[Any] | None = []
+        self._clients = set()
+        self._waiters = []
 
-    def _attach(self, transport: Any) -> None:
+    def _attach(self, transport):
         self._clients.add(transport)
 
-    def _detach(self, transport: Any) -> None:
+    def _detach(self, transport):
         self._clients.discard(transport)
         self._wake_if_done()
 
-    def _wake_if_done(self) -> None:
+    def _wake_if_done(self):
         """Wake wait_closed() once the server is closed and its last connection is gone."""
         if self._sockets is not None or self._clients or self._waiters is None:
             return
@@ -35,7 +32,7 @@ class Server(base_events.Server):
             if not waiter.done():
                 waiter.set_result(None)
 
-    def close(self) -> None:
+    def close(self):
         """Stop listening and end serve_forever(); connections stay open.  Twice is allowed."""
         sockets = self._sockets
         if sockets is None:
@@ -50,17 +47,17 @@ class Server(base_events.Server):
             self._serving_forever_fut = None
         self._wake_if_done()
 
-    def close_clients(self) -> None:
+    def close_clients(self):
         """Close every connection after what was written to it is sent."""
         for transport in list(self._clients):
             transport.close()
 
-    def abort_clients(self) -> None:
+    def abort_clients(self):
         """Close every connection now."""
         for transport in list(self._clients):
             transport.abort()
 
-    async def serve_forever(self) -> None:
+    async def serve_forever(self):
         """Serve until the server is closed or this call is cancelled, which closes it.
 
         Ends with CancelledError either way.  Connections stay open.  Raises RuntimeError where the
@@ -81,7 +78,7 @@ class Server(base_events.Server):
         finally:
             self._serving_forever_fut = None
 
-    async def wait_closed(self) -> None:
+    async def wait_closed(self):
         """Wait until the server is closed and its last connection is gone, in either order."""
         if self._waiters is None:
             return

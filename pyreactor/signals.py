@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 from asyncio import coroutines
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -37,7 +37,7 @@ class SignalHandlers:
         self._previous_wakeup_fd = _NOT_SET
         self._installed = False
 
-    def add(self, sig: int, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+    def add(self, sig: int, callback: Any, args: tuple[Any, ...]) -> None:
         """Call `callback(*args)` in the loop for each `sig`."""
         if coroutines.iscoroutine(callback) or coroutines.iscoroutinefunction(callback):
             raise TypeError("coroutines cannot be used with add_signal_handler()")

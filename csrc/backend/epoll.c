@@ -47,8 +47,8 @@ static int epoll_update(struct pr_backend *backend, int fd, uint32_t generation,
 {
     if (!new_events)
         return control(backend, EPOLL_CTL_DEL, fd, generation, 0);
-    int error = control(backend, old_events ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd, generation,
-                        new_events);
+    int error =
+        control(backend, old_events ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd, generation, new_events);
     /* A descriptor closed and reused behind our back has lost its entry; a duplicate of a closed
      * one has kept it. */
     if (error == -ENOENT && old_events)

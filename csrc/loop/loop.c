@@ -25,7 +25,9 @@ int pr_loop_init(struct pr_loop *loop, const char *backend_name)
     loop->watches.backend = &loop->backend;
     pr_timer_heap_init(&loop->timers);
     int error = -ENOMEM;
-    loop->receive_buffer = malloc(PR_RECEIVE_BUFFER_BYTES);
+    /* Aligned: the kernel copies to a page's start about twice as fast as to 16 bytes behind it,
+     * which is where malloc puts large blocks. */
+    loop->receive_buffer = aligned_alloc(PR_PAGE_BYTES, PR_RECEIVE_BUFFER_BYTES);
     if (!loop->receive_buffer)
         return error;
     error = pr_ready_queue_init(&loop->ready);

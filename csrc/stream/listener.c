@@ -41,11 +41,11 @@ static int on_ready(struct pr_watch *watch, uint32_t events)
     for (int i = 0; i < listener->accepts_per_turn_max && !stop; i++) {
         struct sockaddr_storage peer;
         socklen_t peer_size = sizeof peer;
-        int fd = accept4(watch->fd, (struct sockaddr *)&peer, &peer_size,
-                         SOCK_NONBLOCK | SOCK_CLOEXEC);
+        int fd =
+            accept4(watch->fd, (struct sockaddr *)&peer, &peer_size, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) {
-            stop = listener->handler->on_accepted(listener, fd, (struct sockaddr *)&peer,
-                                                  peer_size);
+            stop =
+                listener->handler->on_accepted(listener, fd, (struct sockaddr *)&peer, peer_size);
         } else {
             int error = -errno;
             if (error == -EAGAIN)

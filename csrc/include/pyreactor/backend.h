@@ -49,8 +49,8 @@ struct pr_backend_ops {
 
 struct pr_backend {
     const struct pr_backend_ops *ops;
-    int fd;                  /* owned: the kernel's object (an epoll set) */
-    int no_nanosecond_wait;  /* the kernel lacks epoll_pwait2 (before 5.11) */
+    int fd;                 /* owned: the kernel's object (an epoll set) */
+    int no_nanosecond_wait; /* the kernel lacks epoll_pwait2 (before 5.11) */
 };
 
 /* The backend named `name` ("auto", "epoll"), or NULL where there is none such.  Any thread. */

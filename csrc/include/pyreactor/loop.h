@@ -21,6 +21,7 @@
 
 #define PR_EVENTS_PER_TURN_MAX 256 /* more stay in the kernel: one turn must end */
 #define PR_RECEIVE_BUFFER_BYTES (256 * 1024)
+#define PR_PAGE_BYTES 4096
 
 /* While callbacks keep the loop busy and polls find nothing, it asks the kernel this often only. */
 #define PR_EMPTY_POLLS_MAX 8

@@ -3,8 +3,8 @@
  * that the owner lends), sends what was written in as few calls as possible, and tells its owner,
  * through a table of functions, what happened.
  *
- * Lifetimes: the stream is embedded in its owner, which must live until the stream is stopped and the
- * callback that stopped it has returned.  The stream never closes the descriptor: that is its
+ * Lifetimes: the stream is embedded in its owner, which must live until the stream is stopped and
+ * the callback that stopped it has returned.  The stream never closes the descriptor: that is its
  * owner's.  All functions: loop thread only.
  */
 #ifndef PYREACTOR_STREAM_H

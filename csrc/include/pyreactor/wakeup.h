@@ -23,7 +23,7 @@ struct pr_wakeup {
     _Atomic(struct pr_callback *) inbox; /* newest first */
 };
 
-/* Makes the eventfd.  Returns 0 or a negative errno. */
+/* Makes the eventfd.  Returns 0 or a negative errno.  Any thread. */
 int pr_wakeup_init(struct pr_wakeup *wakeup);
 
 /* Closes the eventfd.  Loop thread only. */

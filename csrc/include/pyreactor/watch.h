@@ -1,7 +1,7 @@
 /*
- * A watch: a standing interest in the readiness of one descriptor, embedded in its owner.  The table
- * gives each descriptor one watch at a time and each watch a generation, so that an event that was
- * on its way when the descriptor changed hands never reaches the new owner.
+ * A watch: a standing interest in the readiness of one descriptor, embedded in its owner.  The
+ * table gives each descriptor one watch at a time and each watch a generation, so that an event
+ * that was on its way when the descriptor changed hands never reaches the new owner.
  *
  * The functions are inline because several modules use them, each linked by itself; they reach the
  * kernel through the backend's table.
@@ -76,8 +76,8 @@ static inline bool pr_watch_is_active(const struct pr_watch *watch)
 }
 
 /*
- * Starts watching `fd` for `events` (0: for nothing yet).  Returns 0 or a negative errno; -EEXIST where the descriptor
- * has a watch already.  Loop thread only.
+ * Starts watching `fd` for `events` (0: for nothing yet).  Returns 0 or a negative errno; -EEXIST
+ * where the descriptor has a watch already.  Loop thread only.
  */
 static inline int pr_watch_start(struct pr_watch_table *table, struct pr_watch *watch, int fd,
                                  uint32_t events)
@@ -136,9 +136,9 @@ static inline int pr_watch_want(struct pr_watch_table *table, struct pr_watch *w
 }
 
 /*
- * Changes what is wanted and tells the kernel now, as a new life of the watch: for a descriptor that
- * somebody else may have closed, and opened another under the same number, since it was started.
- * Returns 0 or a negative errno.  Loop thread only.
+ * Changes what is wanted and tells the kernel now, as a new life of the watch: for a descriptor
+ * that somebody else may have closed, and opened another under the same number, since it was
+ * started. Returns 0 or a negative errno.  Loop thread only.
  */
 static inline int pr_watch_renew(struct pr_watch_table *table, struct pr_watch *watch,
                                  uint32_t events)

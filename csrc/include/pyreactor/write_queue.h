@@ -1,6 +1,6 @@
 /*
- * The write queue: what is still to be sent on one stream, in order, without copying it.  Each write
- * keeps its owner (a Python object, say) alive until its last byte has left.
+ * The write queue: what is still to be sent on one stream, in order, without copying it.  Each
+ * write keeps its owner (a Python object, say) alive until its last byte has left.
  */
 #ifndef PYREACTOR_WRITE_QUEUE_H
 #define PYREACTOR_WRITE_QUEUE_H

@@ -1,0 +1,318 @@
+/*
+ * Load generator for echo servers: a fixed number of round trips, the server's CPU time for them,
+ * and the latencies.
+ *
+ * usage: loadgen PORT PID CONNECTIONS BYTES ROUND_TRIPS
+ *
+ * Each connection has one message in flight: it sends, waits for the whole echo, checks it, and
+ * sends again.  A tenth of ROUND_TRIPS runs first, uncounted, so that caches, adaptive buffers and
+ * the interpreter's specialised code are warm.  The work, not the time, is fixed: a slow server
+ * then does the same as a fast one, and the figure is CPU time per round trip.
+ *
+ * The CPU time is that of process PID (user and system, all its threads, those that have ended
+ * too), from the kernel's clock for that process, with nanosecond resolution.  It is read by this
+ * program at the first and at the last counted echo, so starting and stopping are not in it.
+ *
+ * Prints one line of JSON.  An echo that differs, a lost connection or PATIENCE_MS without a
+ * single event is an error: a message and exit status 1.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#define EVENTS_PER_WAIT 256
+#define PATIENCE_MS 10000
+#define NS_PER_US 1000
+#define NS_PER_SECOND 1000000000
+
+/*
+ * Latencies are counted in buckets of which each power of two has 32, which keeps the error of a
+ * percentile below 1/32 from nanoseconds to minutes with one small table.
+ */
+#define BUCKETS_PER_OCTAVE_LOG2 5
+#define BUCKETS_PER_OCTAVE (1u << BUCKETS_PER_OCTAVE_LOG2)
+#define BUCKETS ((64 - BUCKETS_PER_OCTAVE_LOG2 + 1) * BUCKETS_PER_OCTAVE)
+
+struct connection {
+    int fd; /* owned */
+    size_t sent_bytes;
+    size_t echoed_bytes;
+    uint64_t sent_at_ns;
+    uint32_t watched_events;
+};
+
+struct load {
+    int epoll_fd;
+    clockid_t server_clock;
+    struct connection *connections; /* owned */
+    size_t connection_count;
+    char *message; /* owned */
+    char *echo;    /* owned; as long as the message */
+    size_t message_bytes;
+    uint64_t warm_up_left;
+    uint64_t counted_left;
+    uint64_t to_start; /* round trips not yet started */
+    uint64_t began_ns;
+    uint64_t server_began_ns;
+    uint64_t latency_counts[BUCKETS];
+};
+
+static void fail(const char *what)
+{
+    fprintf(stderr, "loadgen: %s: %s\n", what, strerror(errno));
+    exit(EXIT_FAILURE);
+}
+
+static void fail_because(const char *why)
+{
+    fprintf(stderr, "loadgen: %s\n", why);
+    exit(EXIT_FAILURE);
+}
+
+static uint64_t read_clock(clockid_t clock)
+{
+    struct timespec now;
+
+    if (clock_gettime(clock, &now) < 0)
+        fail("clock_gettime");
+    return (uint64_t)now.tv_sec * NS_PER_SECOND + (uint64_t)now.tv_nsec;
+}
+
+/* Values below BUCKETS_PER_OCTAVE have a bucket each; above, the leading bits choose. */
+static size_t bucket_of(uint64_t value)
+{
+    unsigned shift;
+
+    if (value < BUCKETS_PER_OCTAVE)
+        return (size_t)value;
+    shift = 63u - (unsigned)__builtin_clzll(value) - BUCKETS_PER_OCTAVE_LOG2;
+    return (size_t)shift * BUCKETS_PER_OCTAVE + (size_t)(value >> shift);
+}
+
+/* The least value that falls into the bucket: the inverse of bucket_of(). */
+static uint64_t bucket_floor(size_t bucket)
+{
+    size_t shift = bucket / BUCKETS_PER_OCTAVE;
+
+    if (shift == 0)
+        return bucket;
+    return (uint64_t)(bucket % BUCKETS_PER_OCTAVE + BUCKETS_PER_OCTAVE) << (shift - 1);
+}
+
+static double percentile_us(const struct load *load, uint64_t total, double share)
+{
+    uint64_t wanted = (uint64_t)((double)total * share);
+    uint64_t seen = 0;
+
+    for (size_t i = 0; i < BUCKETS; i++) {
+        seen += load->latency_counts[i];
+        if (seen > wanted)
+            return (double)bucket_floor(i) / NS_PER_US;
+    }
+    return 0;
+}
+
+static int connect_to(uint16_t port)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port)};
+    int one = 1;
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) < 0)
+        fail("connect");
+    if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) < 0 ||
+        fcntl(fd, F_SETFL, O_NONBLOCK) < 0)
+        fail("socket options");
+    return fd;
+}
+
+/* Wait for room in the socket only while there is something left to send. */
+static void watch(struct load *load, struct connection *connection, int operation, uint32_t events)
+{
+    struct epoll_event event = {.events = events, .data.ptr = connection};
+
+    if (operation == EPOLL_CTL_MOD && connection->watched_events == events)
+        return;
+    if (epoll_ctl(load->epoll_fd, operation, connection->fd, &event) < 0)
+        fail("epoll_ctl");
+    connection->watched_events = events;
+}
+
+static void send_rest(struct load *load, struct connection *connection)
+{
+    size_t left = load->message_bytes - connection->sent_bytes;
+    ssize_t sent = send(connection->fd, load->message + connection->sent_bytes, left, MSG_NOSIGNAL);
+
+    if (sent < 0 && errno != EAGAIN)
+        fail("send");
+    if (sent > 0)
+        connection->sent_bytes += (size_t)sent;
+    watch(load, connection, EPOLL_CTL_MOD,
+          connection->sent_bytes < load->message_bytes ? EPOLLIN | EPOLLOUT : EPOLLIN);
+}
+
+static void start_round_trip(struct load *load, struct connection *connection)
+{
+    if (load->to_start == 0)
+        return;
+    load->to_start--;
+    connection->sent_bytes = 0;
+    connection->echoed_bytes = 0;
+    connection->sent_at_ns = read_clock(CLOCK_MONOTONIC);
+    send_rest(load, connection);
+}
+
+static void begin_counting(struct load *load)
+{
+    load->began_ns = read_clock(CLOCK_MONOTONIC);
+    load->server_began_ns = read_clock(load->server_clock);
+}
+
+static void finish_round_trip(struct load *load, struct connection *connection)
+{
+    if (load->warm_up_left > 0) {
+        load->warm_up_left--;
+        if (load->warm_up_left == 0)
+            begin_counting(load);
+    } else {
+        uint64_t latency_ns = read_clock(CLOCK_MONOTONIC) - connection->sent_at_ns;
+
+        load->latency_counts[bucket_of(latency_ns)]++;
+        load->counted_left--;
+    }
+    start_round_trip(load, connection);
+}
+
+static void receive_echo(struct load *load, struct connection *connection)
+{
+    size_t at = connection->echoed_bytes;
+    ssize_t length = recv(connection->fd, load->echo, load->message_bytes - at, 0);
+
+    if (length < 0 && errno == EAGAIN)
+        return;
+    if (length < 0)
+        fail("recv");
+    if (length == 0)
+        fail_because("the server closed a connection");
+    if (memcmp(load->echo, load->message + at, (size_t)length) != 0)
+        fail_because("the echo differs from what was sent");
+    connection->echoed_bytes += (size_t)length;
+    if (connection->echoed_bytes == load->message_bytes)
+        finish_round_trip(load, connection);
+}
+
+static void connect_all(struct load *load, uint16_t port)
+{
+    for (size_t i = 0; i < load->connection_count; i++) {
+        load->connections[i].fd = connect_to(port);
+        watch(load, &load->connections[i], EPOLL_CTL_ADD, EPOLLIN);
+    }
+}
+
+static void run(struct load *load)
+{
+    for (size_t i = 0; i < load->connection_count; i++)
+        start_round_trip(load, &load->connections[i]);
+    while (load->counted_left > 0) {
+        struct epoll_event events[EVENTS_PER_WAIT];
+        int count = epoll_wait(load->epoll_fd, events, EVENTS_PER_WAIT, PATIENCE_MS);
+
+        if (count < 0 && errno != EINTR)
+            fail("epoll_wait");
+        if (count == 0)
+            fail_because("the server has stopped answering");
+        for (int i = 0; i < count; i++) {
+            struct connection *connection = events[i].data.ptr;
+
+            if (events[i].events & EPOLLOUT)
+                send_rest(load, connection);
+            if (events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR))
+                receive_echo(load, connection);
+        }
+    }
+}
+
+static void report(const struct load *load, uint64_t counted)
+{
+    uint64_t elapsed_ns = read_clock(CLOCK_MONOTONIC) - load->began_ns;
+    uint64_t server_ns = read_clock(load->server_clock) - load->server_began_ns;
+
+    printf("{\"round_trips\": %llu, \"cpu_us\": %.4f, \"per_second\": %.0f, "
+           "\"p50_us\": %.1f, \"p99_us\": %.1f}\n",
+           (unsigned long long)counted, (double)server_ns / NS_PER_US / (double)counted,
+           (double)counted * NS_PER_SECOND / (double)elapsed_ns, percentile_us(load, counted, 0.5),
+           percentile_us(load, counted, 0.99));
+}
+
+static uint64_t number(const char *text, uint64_t least, uint64_t most)
+{
+    char *end;
+    unsigned long long value = strtoull(text, &end, 10);
+
+    if (*text == '\0' || *end != '\0' || value < least || value > most) {
+        fprintf(stderr, "loadgen: %s is not a number from %llu to %llu\n", text,
+                (unsigned long long)least, (unsigned long long)most);
+        exit(2);
+    }
+    return value;
+}
+
+int main(int argc, char **argv)
+{
+    static struct load load;
+    uint16_t port;
+    uint64_t counted;
+    int err;
+
+    if (argc != 6) {
+        fprintf(stderr, "usage: %s PORT PID CONNECTIONS BYTES ROUND_TRIPS\n", argv[0]);
+        return 2;
+    }
+    port = (uint16_t)number(argv[1], 1, UINT16_MAX);
+    err = clock_getcpuclockid((pid_t)number(argv[2], 1, INT32_MAX), &load.server_clock);
+    if (err != 0) {
+        errno = err;
+        fail("the server's CPU clock");
+    }
+    load.connection_count = number(argv[3], 1, 100000);
+    load.message_bytes = number(argv[4], 1, 1u << 30);
+    counted = number(argv[5], 1, UINT64_MAX / 2);
+    load.counted_left = counted;
+    /* Each connection is warm only after a round trip of its own. */
+    load.warm_up_left = counted / 10 + load.connection_count;
+    load.to_start = load.warm_up_left + load.counted_left;
+
+    load.connections = calloc(load.connection_count, sizeof *load.connections);
+    load.message = malloc(load.message_bytes);
+    load.echo = malloc(load.message_bytes);
+    load.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (load.connections == NULL || load.message == NULL || load.echo == NULL || load.epoll_fd < 0)
+        fail("setup");
+    /* A period of 61 is coprime to buffer sizes, so bytes in the wrong place are noticed. */
+    for (size_t i = 0; i < load.message_bytes; i++)
+        load.message[i] = (char)('!' + i % 61);
+    load.message[load.message_bytes - 1] = '\n'; /* a line, for servers that read lines */
+
+    connect_all(&load, port);
+    run(&load);
+    report(&load, counted);
+
+    for (size_t i = 0; i < load.connection_count; i++)
+        close(load.connections[i].fd);
+    close(load.epoll_fd);
+    free(load.echo);
+    free(load.message);
+    free(load.connections);
+    return 0;
+}
