@@ -77,7 +77,7 @@ class Loop(LoopCore, unix_events.SelectorEventLoop):
         """
         self._check_closed()
         self._check_running()
-        with self._running(), self._signals.waking():
+        with self._signals.waking(), self._running():
             self._run_turns()
 
     @contextmanager

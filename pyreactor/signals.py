@@ -13,6 +13,7 @@ import errno
 import os
 import signal
 import threading
+import weakref
 from asyncio import coroutines
 from collections.abc import Iterator
 from types import FrameType
@@ -24,6 +25,17 @@ _SIGNALS_PER_READ = 4096
 
 def _leave_it_to_the_loop(signum: int, frame: FrameType | None) -> None:
     """Be a Python-level handler: without one the interpreter does not write to the pipe."""
+
+
+_with_pipe: weakref.WeakSet[SignalHandlers] = weakref.WeakSet()
+
+
+def _swap_wakeup_fd(fd: int) -> int:
+    """Set the interpreter's wakeup descriptor, or none where `fd` is closed; return the old one."""
+    try:
+        return signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+    except (ValueError, OSError):
+        return signal.set_wakeup_fd(_NOT_SET)
 
 
 class SignalHandlers:
@@ -91,43 +103,39 @@ class SignalHandlers:
         for sig in list(self._handles):
             self.remove(sig)
         self._uninstall_if_idle()
-        if self._pipe is not None:
-            for fd in self._pipe:
-                os.close(fd)
-            self._pipe = None
+        self._close_pipe()
 
     def abandon_after_fork(self) -> None:
-        """In a forked child: keep its signals out of the parent's loop."""
-        if self._pipe is None:
-            return
+        """In a forked child: keep its signals out of the parent's loop.
+
+        What the signals do stays as it is: nothing, which is what asyncio leaves behind, too.
+        """
         if self._installed:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError):  # forked from another thread
                 self._uninstall()
-        for sig, previous in self._previous_handlers.items():
-            with contextlib.suppress(ValueError, OSError):
-                signal.signal(sig, signal.SIG_DFL if previous is None else previous)
         self._handles.clear()
         self._previous_handlers.clear()
-        for fd in self._pipe:
-            os.close(fd)
-        self._pipe = None
+        self._close_pipe()
 
     def _install(self) -> None:
         """Direct signals to the pipe; ValueError outside of the main thread."""
         if self._pipe is None:
-            pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
             try:
-                self._previous_wakeup_fd = signal.set_wakeup_fd(pipe[1], warn_on_full_buffer=False)
-                self._loop._add_reader(pipe[0], self._read)
+                self._loop._add_reader(self._pipe[0], self._read)
+                self._take_over()
             except BaseException:
-                for fd in pipe:
-                    os.close(fd)
+                self._close_pipe()
                 raise
-            self._pipe = pipe
-        elif not self._installed or self._current_wakeup_fd() != self._pipe[1]:
-            self._previous_wakeup_fd = signal.set_wakeup_fd(
-                self._pipe[1], warn_on_full_buffer=False
-            )
+            _with_pipe.add(self)
+        else:
+            self._take_over()
+
+    def _take_over(self) -> None:
+        assert self._pipe is not None
+        previous = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+        if previous != self._pipe[1]:
+            self._previous_wakeup_fd = previous
         self._installed = True
 
     def _uninstall_if_idle(self) -> None:
@@ -135,22 +143,23 @@ class SignalHandlers:
             self._uninstall()
 
     def _uninstall(self) -> None:
-        self._installed = False
         assert self._pipe is not None
-        current = self._swap_wakeup_fd(self._previous_wakeup_fd)
+        self._installed = False
+        current = _swap_wakeup_fd(self._previous_wakeup_fd)
         if current != self._pipe[1]:  # somebody else has replaced ours: leave theirs
-            self._swap_wakeup_fd(current)
+            _swap_wakeup_fd(current)
 
-    def _current_wakeup_fd(self) -> int:
-        current = signal.set_wakeup_fd(_NOT_SET)
-        self._swap_wakeup_fd(current)
-        return current
-
-    def _swap_wakeup_fd(self, fd: int) -> int:
-        try:
-            return signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
-        except (ValueError, OSError):  # closed meanwhile
-            return signal.set_wakeup_fd(_NOT_SET)
+    def _close_pipe(self) -> None:
+        if self._pipe is None:
+            return
+        for other in _with_pipe:  # its number may soon stand for another file
+            if other._previous_wakeup_fd == self._pipe[1]:
+                other._previous_wakeup_fd = self._previous_wakeup_fd
+        _with_pipe.discard(self)
+        self._loop._remove_reader(self._pipe[0])
+        for fd in self._pipe:
+            os.close(fd)
+        self._pipe = None
 
     def _read(self) -> None:
         assert self._pipe is not None
