@@ -108,8 +108,8 @@ class Loop(LoopCore, unix_events.SelectorEventLoop):
         _loops.discard(self)
 
     def _disown(self):
+        self._abandon_after_fork()  # first: the kernel's event set is the parent's
         self._signals.abandon_after_fork()
-        self._abandon_after_fork()
 
     # asyncio's loop wakes itself through a socket pair; the core has an eventfd for that.
 
