@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from contextvars import Context
 from socket import socket
 from typing import Any
 
@@ -16,6 +17,7 @@ class Listener:
         server: Any,
         ssl_arguments: dict[str, Any] | None,
         backlog: int,
+        context: Context | None = None,
     ) -> None: ...
     @property
     def sock(self) -> socket: ...

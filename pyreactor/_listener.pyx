@@ -62,12 +62,14 @@ cdef class Listener:
     """Accepts on one listening socket for a server."""
 
     def __init__(
-        self, LoopCore loop not None, sock, protocol_factory, server, ssl_arguments, backlog
+        self, LoopCore loop not None, sock, protocol_factory, server, ssl_arguments, backlog,
+        context=None
     ):
         """Start accepting on a listening non-blocking socket, which stays the server's.
 
         `ssl_arguments` is None, or a dict of the TLS arguments that the loop's
-        `_accept_connection2` takes.
+        `_accept_connection2` takes.  `context` is the one of which each connection gets a copy, by
+        default the current one.
         """
         cdef int error
         self.loop = loop
@@ -75,7 +77,7 @@ cdef class Listener:
         self.protocol_factory = protocol_factory
         self.server = server
         self.ssl_arguments = ssl_arguments
-        self.context = PyContext_CopyCurrent()
+        self.context = PyContext_CopyCurrent() if context is None else context
         error = pr_listener_start(
             &self.listener, &loop.core, sock.fileno(),
             max(1, min(backlog, ACCEPTS_PER_TURN_MAX)), &handler, <void *>self)

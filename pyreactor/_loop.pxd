@@ -88,5 +88,6 @@ cdef class LoopCore:
     cdef int run_turns(self) except -1
     cdef int forget_scheduled(self) except -1
     cdef DescriptorWatch find_watch(self, int fd)
-    cdef Handle watch_descriptor(self, object fd, uint32_t event, object callback, tuple args)
+    cdef Handle watch_descriptor(
+        self, object fd, uint32_t event, object callback, tuple args, object context)
     cdef bint unwatch_descriptor(self, object fd, uint32_t event) except -1

@@ -581,7 +581,7 @@ cdef class LoopCore:
         """
         self.check_usable()
         self._ensure_fd_no_transport(fd)
-        self.watch_descriptor(fd, PR_READABLE, callback, args)
+        self.watch_descriptor(fd, PR_READABLE, callback, args, None)
 
     def remove_reader(self, fd):
         """Stop watching `fd` for reading.  Returns True where it was watched."""
@@ -592,7 +592,7 @@ cdef class LoopCore:
         """Call `callback(*args)` whenever `fd` can be written.  Otherwise as add_reader()."""
         self.check_usable()
         self._ensure_fd_no_transport(fd)
-        self.watch_descriptor(fd, PR_WRITABLE, callback, args)
+        self.watch_descriptor(fd, PR_WRITABLE, callback, args, None)
 
     def remove_writer(self, fd):
         """Stop watching `fd` for writing.  Returns True where it was watched."""
@@ -601,9 +601,9 @@ cdef class LoopCore:
 
     # asyncio's own transports and sock_*() come through these.
 
-    def _add_reader(self, fd, callback, *args):
-        self._check_closed()
-        return self.watch_descriptor(fd, PR_READABLE, callback, args)
+    def _add_reader(self, fd, callback, *args, context=None):
+        self.check_usable()
+        return self.watch_descriptor(fd, PR_READABLE, callback, args, context)
 
     def _remove_reader(self, fd):
         if self._closed:
@@ -611,9 +611,9 @@ cdef class LoopCore:
         self.check_usable()
         return self.unwatch_descriptor(fd, PR_READABLE)
 
-    def _add_writer(self, fd, callback, *args):
-        self._check_closed()
-        return self.watch_descriptor(fd, PR_WRITABLE, callback, args)
+    def _add_writer(self, fd, callback, *args, context=None):
+        self.check_usable()
+        return self.watch_descriptor(fd, PR_WRITABLE, callback, args, context)
 
     def _remove_writer(self, fd):
         if self._closed:
@@ -652,13 +652,15 @@ cdef class LoopCore:
     cdef DescriptorWatch find_watch(self, int fd):
         return self.descriptor_watches.get(fd)
 
-    cdef Handle watch_descriptor(self, object fd, uint32_t event, object callback, tuple args):
+    cdef Handle watch_descriptor(
+        self, object fd, uint32_t event, object callback, tuple args, object context
+    ):
         cdef int number = descriptor_of(fd)
         cdef DescriptorWatch watch = self.find_watch(number)
         cdef Handle handle = Handle.__new__(Handle)
         cdef Handle previous
         cdef int error
-        set_up(handle, self, callback, args, None)
+        set_up(handle, self, callback, args, context)
         if watch is None:
             watch = DescriptorWatch.__new__(DescriptorWatch)
             watch.loop = self

@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Iterable
+from contextvars import Context
 from socket import socket
 from typing import Any
 
@@ -18,6 +19,7 @@ class StreamTransport(asyncio.Transport):
         waiter: asyncio.Future[None] | None = None,
         extra: dict[str, Any] | None = None,
         server: Any = None,
+        context: Context | None = None,
     ) -> None: ...
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None: ...
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview[Any]]) -> None: ...

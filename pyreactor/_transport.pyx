@@ -223,13 +223,17 @@ cdef class StreamTransport:
         return asyncio_transport
 
     def __init__(
-        self, LoopCore loop not None, sock, protocol, waiter=None, extra=None, server=None
+        self, LoopCore loop not None, sock, protocol, waiter=None, extra=None, server=None,
+        context=None
     ):
         """Take over a connected non-blocking socket; connection_made() follows in the next turn.
 
-        `waiter` is a future to be set after it; `server` the server that accepted the connection.
+        `waiter` is a future to be set after it; `server` the server that accepted the connection;
+        `context` the one to call the protocol in, by default a copy of the current one.
         """
-        self.open(loop, sock, protocol, PyContext_CopyCurrent(), extra, server)
+        if context is None:
+            context = PyContext_CopyCurrent()
+        self.open(loop, sock, protocol, context, extra, server)
         loop.call_soon(self._connect, waiter, context=self.context)
 
     cdef int open(

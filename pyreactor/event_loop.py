@@ -141,8 +141,10 @@ class Loop(LoopCore, unix_events.SelectorEventLoop):
 
     # Connections
 
-    def _make_socket_transport(self, sock, protocol, waiter=None, *, extra=None, server=None):
-        return StreamTransport(self, sock, protocol, waiter, extra, server)
+    def _make_socket_transport(
+        self, sock, protocol, waiter=None, *, extra=None, server=None, context=None
+    ):
+        return StreamTransport(self, sock, protocol, waiter, extra, server, context)
 
     def _make_ssl_transport(
         self,
@@ -155,12 +157,13 @@ class Loop(LoopCore, unix_events.SelectorEventLoop):
         server_hostname=None,
         extra=None,
         server=None,
+        context=None,
         **timeouts,
     ):
         ssl_protocol = sslproto.SSLProtocol(
             self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts
         )
-        StreamTransport(self, rawsock, ssl_protocol, None, extra, server)
+        StreamTransport(self, rawsock, ssl_protocol, None, extra, server, context)
         return ssl_protocol._app_transport
 
     async def _sendfile_native(self, transp, file, offset, count):
@@ -212,6 +215,7 @@ class Loop(LoopCore, unix_events.SelectorEventLoop):
         backlog=100,
         ssl_handshake_timeout=None,
         ssl_shutdown_timeout=None,
+        context=None,  # from 3.15 on
     ):
         ssl_arguments = None
         if sslcontext is not None:
@@ -220,7 +224,7 @@ class Loop(LoopCore, unix_events.SelectorEventLoop):
                 "ssl_handshake_timeout": ssl_handshake_timeout,
                 "ssl_shutdown_timeout": ssl_shutdown_timeout,
             }
-        Listener(self, sock, protocol_factory, server, ssl_arguments, backlog)
+        Listener(self, sock, protocol_factory, server, ssl_arguments, backlog, context)
 
     def _stop_serving(self, sock):
         self._stop_listening(sock.fileno())

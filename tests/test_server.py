@@ -746,7 +746,7 @@ async def test_a_cancelled_create_connection_leaves_nothing_behind(loop, wait):
 
 
 async def test_connections_cancelled_at_random_leave_the_others_alone(loop):
-    server = await loop.create_server(Echo, HOST, 0)
+    server = await loop.create_server(Echo, HOST, 0, backlog=300)
 
     async def client(number):
         transport, client = await connect(loop, server)

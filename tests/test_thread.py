@@ -28,7 +28,10 @@ async def talk_to_oneself(rounds):
         while line := await reader.readline():
             writer.write(line)
         writer.close()
+        await writer.wait_closed()
+        served.set()
 
+    served = asyncio.Event()
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
     total = 0
@@ -37,6 +40,7 @@ async def talk_to_oneself(rounds):
         total += int(await reader.readline())
     writer.close()
     await writer.wait_closed()
+    await served.wait()
     server.close()
     await server.wait_closed()
     return total

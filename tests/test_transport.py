@@ -1484,7 +1484,7 @@ async def test_the_repr_tells_descriptor_and_state(loop, pair):
     protocol = Recorder()
     async with connected(loop, near, protocol) as transport:
         assert f"fd={near.fileno()}" in repr(transport)
-        assert "clos" not in repr(transport)
+        assert "closing" not in repr(transport)
         transport.close()
         assert "closing" in repr(transport)
         await protocol.until_event("connection_lost")

@@ -74,7 +74,7 @@ static int wait_for_events(struct pr_backend *backend, struct epoll_event *event
             return (int)count;
         backend->no_nanosecond_wait = true;
     }
-    int64_t timeout_ms = (timeout_ns + PR_NS_PER_MS - 1) / PR_NS_PER_MS;
+    int64_t timeout_ms = (timeout_ns - 1) / PR_NS_PER_MS + 1;
     return epoll_wait(backend->fd, events, capacity,
                       timeout_ms < INT_MAX ? (int)timeout_ms : INT_MAX);
 }

@@ -95,8 +95,8 @@ int64_t pr_loop_prepare(struct pr_loop *loop)
         return 0;
     if (!loop->timers.count)
         return -1;
-    int64_t left_ns = loop->timers.entries[0].deadline_ns - loop->now_ns;
-    return left_ns > 0 ? left_ns : 0;
+    int64_t deadline_ns = loop->timers.entries[0].deadline_ns;
+    return deadline_ns > loop->now_ns ? deadline_ns - loop->now_ns : 0;
 }
 
 /* While the loop is busy and the kernel has had nothing to say, most polls are left out. */

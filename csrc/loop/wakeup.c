@@ -26,17 +26,20 @@ void pr_wakeup_deinit(struct pr_wakeup *wakeup)
     wakeup->fd = -1;
 }
 
-void pr_wakeup_wake(struct pr_wakeup *wakeup)
+static void write_eventfd(struct pr_wakeup *wakeup)
 {
-    int expected = PR_SLEEPING;
-    if (!atomic_compare_exchange_strong(&wakeup->state, &expected, PR_WOKEN))
-        return;
     int saved_errno = errno; /* a signal handler may be calling */
     uint64_t one = 1;
     /* Fails only where the counter is full, and then the loop is woken anyway. */
     ssize_t written = write(wakeup->fd, &one, sizeof one);
     (void)written;
     errno = saved_errno;
+}
+
+void pr_wakeup_wake(struct pr_wakeup *wakeup)
+{
+    if (atomic_exchange(&wakeup->state, PR_WOKEN) == PR_SLEEPING)
+        write_eventfd(wakeup);
 }
 
 void pr_wakeup_post(struct pr_wakeup *wakeup, struct pr_callback *callback)
@@ -46,13 +49,16 @@ void pr_wakeup_post(struct pr_wakeup *wakeup, struct pr_callback *callback)
         callback->next = newest;
         /* Pairs with the exchange in pr_wakeup_take_inbox(): publishes the callback. */
     } while (!atomic_compare_exchange_weak(&wakeup->inbox, &newest, callback));
-    pr_wakeup_wake(wakeup);
+    int expected = PR_SLEEPING;
+    if (atomic_compare_exchange_strong(&wakeup->state, &expected, PR_WOKEN))
+        write_eventfd(wakeup);
 }
 
 bool pr_wakeup_begin_sleep(struct pr_wakeup *wakeup)
 {
-    atomic_store(&wakeup->state, PR_SLEEPING);
-    if (!atomic_load(&wakeup->inbox))
+    int expected = PR_AWAKE;
+    if (atomic_compare_exchange_strong(&wakeup->state, &expected, PR_SLEEPING) &&
+        !atomic_load(&wakeup->inbox))
         return true;
     atomic_store(&wakeup->state, PR_AWAKE);
     return false;

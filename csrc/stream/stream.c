@@ -30,22 +30,26 @@ static int receive(struct pr_stream *stream)
         int stop = handler->acquire_buffer(stream, &buffer, &size);
         if (stop || size == 0)
             return stop;
+        if (!pr_watch_is_active(&stream->watch))
+            return handler->on_received(stream, buffer, 0);
     }
     ssize_t count = recv(stream->watch.fd, buffer, size, 0);
     if (count > 0)
         return handler->on_received(stream, buffer, (size_t)count);
     int error = count < 0 ? -errno : 0;
-    if (handler->acquire_buffer) { /* gives the lent buffer back */
-        int stop = handler->on_received(stream, buffer, 0);
-        if (stop)
-            return stop;
+    int stop = 0;
+    if (handler->acquire_buffer) /* gives the lent buffer back */
+        stop = handler->on_received(stream, buffer, 0);
+    if (error == -EAGAIN || error == -EINTR || !pr_watch_is_active(&stream->watch))
+        return stop;
+    int result;
+    if (error < 0) {
+        result = handler->on_error(stream, error, false);
+    } else {
+        (void)pr_stream_set_reading(stream, false);
+        result = handler->on_end(stream);
     }
-    if (error == -EAGAIN || error == -EINTR)
-        return 0;
-    if (error < 0)
-        return handler->on_error(stream, error, false);
-    (void)pr_stream_set_reading(stream, false);
-    return handler->on_end(stream);
+    return stop ? stop : result;
 }
 
 /* One send.  Returns what left, or a negative errno; `*offered` is what was tried. */
@@ -80,6 +84,8 @@ static int send_queued(struct pr_stream *stream)
         if (sent < 0)
             return (int)sent;
         pr_write_queue_consume(&stream->writes, (size_t)sent);
+        if (!pr_watch_is_active(&stream->watch))
+            return 0;
         if ((size_t)sent < offered) /* full: another try would only say so */
             return update_interest(stream, true);
     }
@@ -97,7 +103,8 @@ static int report_level(struct pr_stream *stream)
         stream->over_high_water = false;
         stop = stream->handler->on_low_water(stream);
     }
-    if (!stop && stream->wants_drained && stream->writes.bytes == 0) {
+    if (!stop && stream->wants_drained && stream->writes.bytes == 0 &&
+        pr_watch_is_active(&stream->watch)) {
         stream->wants_drained = false;
         stop = stream->handler->on_drained(stream);
     }
@@ -184,7 +191,10 @@ int pr_stream_set_reading(struct pr_stream *stream, bool reading)
     if (stream->reading == reading || !pr_watch_is_active(&stream->watch))
         return 0;
     stream->reading = reading;
-    return update_interest(stream, is_blocked(stream));
+    int error = update_interest(stream, is_blocked(stream));
+    if (error < 0)
+        stream->reading = !reading;
+    return error;
 }
 
 int pr_stream_queue(struct pr_stream *stream, const char *data, size_t size, void *owner)

@@ -70,14 +70,15 @@ int pr_write_queue_peek(const struct pr_write_queue *queue, struct iovec *vector
 void pr_write_queue_consume(struct pr_write_queue *queue, size_t size)
 {
     queue->bytes -= size;
-    while (size > 0) {
+    for (size_t i = queue->head; size > 0; i++) {
+        struct pr_write *write = &queue->writes[i];
+        size_t taken = size < write->size ? size : write->size;
+        write->data += taken;
+        write->size -= taken;
+        size -= taken;
+    }
+    while (queue->count && queue->writes[queue->head].size == 0) {
         struct pr_write *write = &queue->writes[queue->head];
-        if (size < write->size) {
-            write->data += size;
-            write->size -= size;
-            return;
-        }
-        size -= write->size;
         void *owner = write->owner;
         queue->head++;
         queue->count--;
