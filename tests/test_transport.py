@@ -293,7 +293,9 @@ async def test_reading_paused_in_data_received_stops_at_once(loop, pair):
         calls = 0
         while len(protocol.received) < 100_000:
             calls += 1
-            await protocol.until(lambda: protocol.events.count("data_received") >= calls)  # noqa: B023
+            await protocol.until(
+                lambda calls=calls: protocol.events.count("data_received") >= calls
+            )
             await turns()
             assert protocol.events.count("data_received") == calls
             transport.resume_reading()
