@@ -39,6 +39,7 @@ from pyreactor._native cimport (
     pr_stream_flush,
     pr_stream_handler,
     pr_stream_init,
+    pr_stream_is_holding,
     pr_stream_queue,
     pr_stream_queued_bytes,
     pr_stream_send_now,
@@ -552,7 +553,7 @@ cdef class StreamTransport:
             self.lose_connection(None)
 
     def abort(self):
-        """Drop what is not sent yet, then call connection_lost(None)."""
+        """Drop what the kernel has not taken, then call connection_lost(None)."""
         self.check_thread()
         self.force_close(None)
 
@@ -560,6 +561,9 @@ cdef class StreamTransport:
         self.force_close(exc)
 
     cdef int force_close(self, object exception) except -1:
+        if not self._conn_lost and pr_stream_is_holding(&self.stream):
+            # What was written earlier in this callback is dropped only if the kernel has no room.
+            self.settle(pr_stream_flush(&self.stream))
         if self._conn_lost:
             return 0
         self._closing = True

@@ -1,10 +1,13 @@
 """The server: listening sockets and the connections that they brought.
 
-The semantics are those of CPython 3.12 and 3.13 on every Python version: wait_closed() waits for
-the connections, too, closing ends serve_forever(), and close_clients() and abort_clients() exist.
+The semantics are those of CPython 3.13 on every earlier version, too: wait_closed() waits for the
+connections, closing ends serve_forever(), and close_clients() and abort_clients() exist.
 """
 
+import sys
 from asyncio import base_events, exceptions
+
+_CLOSES_CLIENTS = sys.version_info >= (3, 14)  # when serve_forever() ends, as asyncio does
 
 
 class Server(base_events.Server):
@@ -60,8 +63,8 @@ class Server(base_events.Server):
     async def serve_forever(self):
         """Serve until the server is closed or this call is cancelled, which closes it.
 
-        Ends with CancelledError either way.  Connections stay open.  Raises RuntimeError where the
-        server is closed or serves already.
+        Ends with CancelledError either way, once the last connection is gone; from Python 3.14 on
+        they are closed.  Raises RuntimeError where the server is closed or serves already.
         """
         if self._serving_forever_fut is not None:
             raise RuntimeError(f"server {self!r} is already being awaited on serve_forever()")
@@ -73,6 +76,8 @@ class Server(base_events.Server):
             await self._serving_forever_fut
         except exceptions.CancelledError:
             self.close()
+            if _CLOSES_CLIENTS:
+                self.close_clients()
             await self.wait_closed()
             raise
         finally:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import inspect
 import os
 import signal
 import threading
@@ -51,7 +52,7 @@ class SignalHandlers:
 
     def add(self, sig: int, callback: Any, args: tuple[Any, ...]) -> None:
         """Call `callback(*args)` in the loop for each `sig`."""
-        if coroutines.iscoroutine(callback) or coroutines.iscoroutinefunction(callback):
+        if coroutines.iscoroutine(callback) or inspect.iscoroutinefunction(callback):
             raise TypeError("coroutines cannot be used with add_signal_handler()")
         handle = self._loop._new_handle(callback, args)
         try:

@@ -184,6 +184,20 @@ async def test_serve_forever_can_be_awaited_once_only(loop):
         await server.serve_forever()
 
 
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="clients are kept before 3.14")
+async def test_cancelling_serve_forever_closes_the_server_and_its_clients(loop):
+    server = await loop.create_server(Echo, HOST, 0)
+    serving = asyncio.create_task(server.serve_forever())
+    transport, client = await connect(loop, server)
+    await ask(transport, client)
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+    assert not server.is_serving() and server.sockets == ()
+    await end(transport)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="3.14 closes the clients")
 async def test_cancelling_serve_forever_closes_the_server_and_keeps_the_clients(loop):
     server = await loop.create_server(Echo, HOST, 0)
     serving = asyncio.create_task(server.serve_forever())

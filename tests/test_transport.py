@@ -669,7 +669,7 @@ async def test_a_short_buffer_may_be_changed_right_after_it_was_written(loop, pa
 async def test_only_bytes_can_be_written(loop, pair, data):
     near, far = pair
     async with connected(loop, near, Recorder()) as transport:
-        with pytest.raises(TypeError, match="data argument must be a bytes-like object"):
+        with pytest.raises(TypeError, match="data argument must be a bytes"):
             transport.write(data)
         with pytest.raises(TypeError):
             transport.writelines([b"not sent", data])
@@ -990,6 +990,17 @@ async def test_abort_drops_what_was_not_sent(loop, pair):
         assert protocol.lost_with is None
         with contextlib.suppress(ConnectionResetError):
             assert len(await asyncio.to_thread(read_to_end, far)) < written
+
+
+async def test_what_one_callback_wrote_before_it_aborted_still_leaves(loop, pair):
+    near, far = pair
+    protocol = Recorder()
+    async with connected(loop, near, protocol) as transport:
+        transport.write(b"head ")
+        transport.write(b"body")
+        transport.abort()
+        await protocol.until_event("connection_lost")
+    assert await asyncio.to_thread(far.recv, 100) == b"head body"
 
 
 async def test_abort_ends_a_close_that_waits_for_the_peer(loop, pair):

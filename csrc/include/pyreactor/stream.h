@@ -96,6 +96,12 @@ int pr_stream_flush(struct pr_stream *stream);
  * pr_stream_send_soon(). */
 int pr_stream_set_water(struct pr_stream *stream, size_t high_bytes, size_t low_bytes);
 
+/* True while bytes are held back for the end of the running callback. */
+static inline bool pr_stream_is_holding(const struct pr_stream *stream)
+{
+    return stream->flush.next != NULL;
+}
+
 /* Bytes queued. */
 static inline size_t pr_stream_queued_bytes(const struct pr_stream *stream)
 {
