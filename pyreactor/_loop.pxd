@@ -83,7 +83,7 @@ cdef class LoopCore:
     cdef int queue(self, Handle handle) except -1
     cdef int escape(self, object exception) noexcept
     cdef int raise_escaping(self) except -1
-    cdef int check_duration(self, int64_t started_ns, object handle) except -1
+    cdef int report_duration(self, int64_t started_ns, object what) noexcept
     cdef int report(self, dict context) noexcept
     cdef int run_turns(self) except -1
     cdef int forget_scheduled(self) except -1

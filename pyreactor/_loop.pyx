@@ -157,10 +157,7 @@ cdef class Handle:
             stop = self.report_failure()
         else:
             release(result)
-        try:
-            loop.check_duration(started_ns, self)
-        except BaseException as exc:
-            stop = loop.escape(exc)
+        loop.report_duration(started_ns, self)
         loop._current_handle = None
         return stop
 
@@ -720,7 +717,7 @@ cdef class LoopCore:
             PyErr_CheckSignals()
             if self.retired:
                 self.retired.clear()
-            if pr_loop_dispatch(core) != 0:
+            if pr_loop_dispatch(core) != 0 or self.escaping is not None:
                 self.raise_escaping()
             if self._stopping:
                 return 0
@@ -746,11 +743,16 @@ cdef class LoopCore:
             return self.escape(exc)
         return 0
 
-    cdef int check_duration(self, int64_t started_ns, object handle) except -1:
+    cdef int report_duration(self, int64_t started_ns, object what) noexcept:
+        """In debug mode: logs what took long, a handle or a description."""
         cdef double seconds = (pr_now_ns() - started_ns) / NS_PER_SECOND
-        if seconds >= self.slow_callback_duration:
-            logger.warning(
-                'Executing %s took %.3f seconds', base_events._format_handle(handle), seconds)
+        try:
+            if seconds >= self.slow_callback_duration:
+                if isinstance(what, Handle):
+                    what = base_events._format_handle(what)
+                logger.warning('Executing %s took %.3f seconds', what, seconds)
+        except BaseException as exc:
+            self.escape(exc)
         return 0
 
     # The end

@@ -1,6 +1,7 @@
 # The stream transport's field sheet.
 
 from cpython.buffer cimport Py_buffer
+from cpython.object cimport PyObject
 
 from pyreactor._loop cimport LoopCore
 from pyreactor._native cimport pr_stream
@@ -38,6 +39,7 @@ cdef class StreamTransport:
         object server) except -1
     cdef int connect(self) except -1
     cdef int check_thread(self) except -1
+    cdef PyObject *call(self, str method, PyObject *argument) noexcept
     cdef int advise_protocol(self, str method) noexcept
     cdef int fail_with_pending(self, str message) noexcept
     cdef int give_up(self, object exception, str message) noexcept

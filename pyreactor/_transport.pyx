@@ -22,6 +22,7 @@ from cpython.bytes cimport (
 )
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int64_t
 
 from pyreactor._context cimport (
     PyContext_CopyCurrent,
@@ -34,6 +35,7 @@ from pyreactor._loop cimport LoopCore
 from pyreactor._native cimport (
     PR_WRITABLE,
     c_bool,
+    pr_now_ns,
     pr_stream,
     pr_stream_deinit,
     pr_stream_flush,
@@ -88,9 +90,7 @@ cdef int on_received(pr_stream *stream, const char *data, size_t size) noexcept:
     cdef PyObject *result
     if payload == NULL:
         return self.fail_with_pending(READ_FAILED)
-    result = call_method_in_context(
-        <PyObject *>self.context, <PyObject *>self._protocol, <PyObject *>'data_received',
-        payload)
+    result = self.call('data_received', payload)
     release(payload)
     if result == NULL:
         return self.fail_with_pending('Fatal error: protocol.data_received() call failed.')
@@ -103,9 +103,7 @@ cdef int acquire_buffer(pr_stream *stream, char **buffer, size_t *size) noexcept
     cdef StreamTransport self = owner_of(stream)
     cdef PyObject *result
     size[0] = 0
-    result = call_method_in_context(
-        <PyObject *>self.context, <PyObject *>self._protocol, <PyObject *>'get_buffer',
-        <PyObject *>any_size)
+    result = self.call('get_buffer', <PyObject *>any_size)
     if result == NULL:
         return self.fail_with_pending('Fatal error: protocol.get_buffer() call failed.')
     lent = <object>result
@@ -134,9 +132,7 @@ cdef int on_buffer_received(pr_stream *stream, const char *data, size_t size) no
     self.take_back_buffer()
     if size == 0:
         return 0
-    result = call_method_in_context(
-        <PyObject *>self.context, <PyObject *>self._protocol, <PyObject *>'buffer_updated',
-        <PyObject *>count)
+    result = self.call('buffer_updated', <PyObject *>count)
     if result == NULL:
         return self.fail_with_pending('Fatal error: protocol.buffer_updated() call failed.')
     release(result)
@@ -149,8 +145,7 @@ cdef int on_end(pr_stream *stream) noexcept:
     cdef PyObject *result
     if self._loop._debug:
         logger.debug('%r received EOF', self)
-    result = call_method_in_context(
-        <PyObject *>self.context, <PyObject *>self._protocol, <PyObject *>'eof_received', NULL)
+    result = self.call('eof_received', NULL)
     if result == NULL:
         return self.fail_with_pending('Fatal error: protocol.eof_received() call failed.')
     stays_open = <object>result
@@ -285,6 +280,16 @@ cdef class StreamTransport:
 
     # The protocol
 
+    cdef PyObject *call(self, str method, PyObject *argument) noexcept:
+        """Calls a method of the protocol; in debug mode a slow one is logged.  Or NULL, raising."""
+        cdef int64_t started_ns = pr_now_ns() if self._loop._debug else 0
+        cdef PyObject *result = call_method_in_context(
+            <PyObject *>self.context, <PyObject *>self._protocol, <PyObject *>method, argument)
+        if started_ns and result != NULL:
+            self._loop.report_duration(
+                started_ns, f'{type(self._protocol).__name__}.{method}() for {self!r}')
+        return result
+
     def _connect(self, waiter):
         try:
             self._protocol.connection_made(self)
@@ -296,9 +301,7 @@ cdef class StreamTransport:
 
     cdef int connect(self) except -1:
         """connection_made() of an accepted connection, in its context, and then the first read."""
-        cdef PyObject *result = call_method_in_context(
-            <PyObject *>self.context, <PyObject *>self._protocol, <PyObject *>'connection_made',
-            <PyObject *>self)
+        cdef PyObject *result = self.call('connection_made', <PyObject *>self)
         if not self._closing and not self._paused:
             pr_stream_set_reading(&self.stream, True)
         if result == NULL:
@@ -319,8 +322,7 @@ cdef class StreamTransport:
 
     cdef int advise_protocol(self, str method) noexcept:
         """pause_writing() or resume_writing(); an error in them is reported and no more."""
-        cdef PyObject *result = call_method_in_context(
-            <PyObject *>self.context, <PyObject *>self._protocol, <PyObject *>method, NULL)
+        cdef PyObject *result = self.call(method, NULL)
         if result != NULL:
             release(result)
             return 0

@@ -457,7 +457,7 @@ def test_a_threadsafe_callback_can_be_cancelled(loop):
     assert order == ["kept"]
 
 
-@pytest.mark.skipif(sys.version_info < (3, 14), reason="cancel() does not wait before 3.14")
+@pytest.mark.asyncio_differs("does not wait before 3.14", when=sys.version_info < (3, 14))
 def test_cancelling_from_another_thread_waits_for_the_running_callback(loop):
     running, cancelled = threading.Event(), threading.Event()
     order = []

@@ -17,6 +17,7 @@ from unittest import mock
 import pytest
 
 MIB = 1 << 20
+ASYNCIO_WRITELINES_FAULTY = (3, 12) <= sys.version_info < (3, 14, 10)
 TCP_INFO_DATA_SEGS_IN = 152  # offset of tcpi_data_segs_in in struct tcp_info
 
 
@@ -608,7 +609,7 @@ async def test_writelines_takes_any_iterable(loop, pair):
 
 
 @pytest.mark.asyncio_differs(
-    "an empty part stays in the queue and is tried for ever", when=sys.version_info >= (3, 12)
+    "an empty part stays in the queue and is tried for ever", when=ASYNCIO_WRITELINES_FAULTY
 )
 async def test_writelines_with_empty_parts_leaves_nothing_behind(loop, pair):
     near, far = pair
@@ -722,7 +723,7 @@ async def test_writes_after_close_are_dropped(loop, pair):
 
 
 @pytest.mark.asyncio_differs(
-    "it calls a method that close() removed", when=sys.version_info >= (3, 12)
+    "it calls a method that close() removed", when=ASYNCIO_WRITELINES_FAULTY
 )
 async def test_writelines_after_close_is_dropped(loop, pair):
     near, far = pair
@@ -879,7 +880,7 @@ async def test_a_write_the_kernel_takes_whole_pauses_nothing(loop):
 
 
 @pytest.mark.asyncio_differs(
-    "writelines() does not look at the limits", when=sys.version_info >= (3, 12)
+    "writelines() does not look at the limits", when=ASYNCIO_WRITELINES_FAULTY
 )
 async def test_writelines_pauses_the_protocol_too(loop, pair):
     near, _ = pair
@@ -959,7 +960,10 @@ async def test_nothing_is_received_while_a_close_waits_for_the_peer(loop, pair):
         assert protocol.received == b""
 
 
-@pytest.mark.asyncio_differs("abort() after a close that had to wait is an AttributeError")
+@pytest.mark.asyncio_differs(
+    "abort() after a close that had to wait is an AttributeError",
+    when=sys.version_info < (3, 14, 10),
+)
 async def test_abort_after_a_close_that_had_to_wait_does_nothing(loop, pair):
     near, far = pair
     protocol = Recorder()
@@ -1002,6 +1006,35 @@ async def test_abort_drops_what_was_not_sent(loop, pair):
         assert protocol.lost_with is None
         with contextlib.suppress(ConnectionResetError):
             assert len(await asyncio.to_thread(read_to_end, far)) < written
+
+
+@pytest.mark.parametrize("base", [asyncio.Protocol, asyncio.BufferedProtocol])
+async def test_a_slow_protocol_is_named_in_debug_mode(loop, pair, caplog, base):
+    near, far = pair
+    received = loop.create_future()
+
+    class Slow(base):
+        def data_received(self, data):
+            received.set_result(data)
+
+        def get_buffer(self, sizehint):
+            return bytearray(10)
+
+        def buffer_updated(self, nbytes):
+            received.set_result(nbytes)
+
+    loop.set_debug(True)
+    loop.slow_callback_duration = 0.0  # any callback is slow enough
+    transport, _ = await loop.create_connection(Slow, sock=near)
+    with caplog.at_level("WARNING", logger="asyncio"):
+        far.send(b"data")
+        await received
+        await asyncio.sleep(0)
+    transport.close()
+    await asyncio.sleep(0)
+    slow = [message for message in caplog.messages if message.startswith("Executing")]
+    names = ("_read_ready", "Slow.data_received", "Slow.buffer_updated")
+    assert any(name in message for message in slow for name in names)
 
 
 async def test_what_one_callback_wrote_before_it_aborted_still_leaves(loop, pair):
