@@ -3,7 +3,7 @@
  * program's own struct), so that scheduling allocates nothing.
  *
  * While it is scheduled the loop holds it: the owner must stay alive until `run` was called or the
- * callback was taken back with pr_loop_take_ready() or pr_loop_cancel_timer().
+ * callback was taken back with pr_loop_take_ready() or pr_timer_heap_remove().
  */
 #ifndef PYREACTOR_CALLBACK_H
 #define PYREACTOR_CALLBACK_H
