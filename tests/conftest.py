@@ -34,6 +34,7 @@ def pytest_configure(config):
         "asyncio_differs(reason, when=True): not on asyncio, which behaves otherwise there;"
         " `when` limits it to some Python versions",
         "pyreactor_only: tests something asyncio does not have",
+        f"time_limit(seconds): how long the test may take; {TEST_SECONDS_MAX} s without it",
     ):
         config.addinivalue_line("markers", marker)
 
@@ -74,6 +75,8 @@ def pytest_pyfunc_call(pyfuncitem):
     """Run the test, on `loop` if it is a coroutine, and interrupt it if it hangs."""
 
     hangs = False
+    marker = pyfuncitem.get_closest_marker("time_limit")
+    (seconds_max,) = marker.args if marker else (TEST_SECONDS_MAX,)
 
     def interrupt(signum, frame):
         nonlocal hangs
@@ -82,7 +85,7 @@ def pytest_pyfunc_call(pyfuncitem):
 
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
     previous = signal.signal(signal.SIGALRM, interrupt)
-    signal.alarm(TEST_SECONDS_MAX)
+    signal.alarm(seconds_max)
     try:
         result = pyfuncitem.obj(**arguments)
         if inspect.iscoroutine(result):
@@ -92,7 +95,7 @@ def pytest_pyfunc_call(pyfuncitem):
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, previous)
-    assert not hangs, f"the test still ran after {TEST_SECONDS_MAX} s"
+    assert not hangs, f"the test still ran after {seconds_max} s"
     return True
 
 

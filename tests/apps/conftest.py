@@ -37,16 +37,6 @@ COMMANDS = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem):
-    """Call the test without the time limit that tests/conftest.py sets for tests of one loop.
-
-    100,000 requests take longer than that; each wait in this folder has a limit of its own.
-    """
-    pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames})
-    return True
-
-
 def unavailable(message):
     """Skip on a developer's machine; fail where CI=true, because there nobody reads the skips."""
     if os.environ.get("CI") == "true":

@@ -8,6 +8,9 @@ import struct
 
 import pytest
 
+# Each wait has a shorter limit of its own; a loaded machine takes long to start a framework.
+pytestmark = pytest.mark.time_limit(180)
+
 HELLO = b"Hello, world\n"
 CHUNK = b"0123456789abcdef" * 1024
 

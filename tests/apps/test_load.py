@@ -25,6 +25,9 @@ SETTLE_SECONDS = 10
 # A server that is slower than this, even on a loaded machine, has a fault worth a failure.
 LOAD_SECONDS = 180
 
+# Above all that the waits within a test allow themselves.
+pytestmark = pytest.mark.time_limit(3 * LOAD_SECONDS)
+
 
 class Load:
     """Slices of wrk against one server, added up."""
