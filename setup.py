@@ -15,6 +15,7 @@ CSRC = {
         "csrc/loop/timer_heap.c",
         "csrc/loop/wakeup.c",
     ],
+    "_base_transport": [],
     "_transport": ["csrc/stream/stream.c", "csrc/stream/write_queue.c"],
     "_listener": ["csrc/stream/listener.c"],
 }

@@ -17,17 +17,18 @@ cdef extern from *:
         return result;
     }
 
-    /* Calls `object.name(argument)` in `context`; without `argument` where that is NULL.  A context
+    /* Calls `object.name(first, second)` in `context`; a NULL stands for no argument.  A context
      * that is entered already (the call comes from inside it) is left as it is. */
     static inline PyObject *pr_call_method_in_context(PyObject *context, PyObject *object,
-                                                      PyObject *name, PyObject *argument)
+                                                      PyObject *name, PyObject *first,
+                                                      PyObject *second)
     {
-        PyObject *args[] = {object, argument};
+        PyObject *args[] = {object, first, second};
+        size_t nargs = second ? 3 : first ? 2 : 1;
         int entered = PyContext_Enter(context) == 0;
         if (!entered)
             PyErr_Clear();
-        PyObject *result = PyObject_VectorcallMethod(
-            name, args, argument ? 2 : 1, NULL);
+        PyObject *result = PyObject_VectorcallMethod(name, args, nargs, NULL);
         if (entered && PyContext_Exit(context) < 0)
             Py_CLEAR(result);
         return result;
@@ -42,7 +43,7 @@ cdef extern from *:
     PyObject *call_in_context "pr_call_in_context" (
         PyObject *context, PyObject *callable, PyObject *const *args, size_t nargs)
     PyObject *call_method_in_context "pr_call_method_in_context" (
-        PyObject *context, PyObject *object, PyObject *name, PyObject *argument)
+        PyObject *context, PyObject *object, PyObject *name, PyObject *first, PyObject *second)
     int raise_pending "pr_raise_pending" () except -1
     void release "Py_DECREF" (PyObject *object)
     object PyContext_CopyCurrent()

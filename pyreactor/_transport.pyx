@@ -8,7 +8,6 @@ which the connection was made.  All methods: the loop's thread only.
 
 import asyncio
 import socket
-import warnings
 from asyncio import constants, futures, trsock
 from asyncio.log import logger
 
@@ -22,11 +21,10 @@ from cpython.bytes cimport (
 )
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport int64_t
 
+from pyreactor._base_transport cimport BaseTransport
 from pyreactor._context cimport (
     PyContext_CopyCurrent,
-    call_method_in_context,
     raise_pending,
     release,
 )
@@ -35,7 +33,6 @@ from pyreactor._loop cimport LoopCore
 from pyreactor._native cimport (
     PR_WRITABLE,
     c_bool,
-    pr_now_ns,
     pr_stream,
     pr_stream_deinit,
     pr_stream_flush,
@@ -57,7 +54,6 @@ from pyreactor._native cimport (
 
 
 cdef extern from "Python.h":
-    unsigned long PyThread_get_thread_ident() nogil
     PyObject *new_bytes "PyBytes_FromStringAndSize" (const char *data, Py_ssize_t size)
 
 
@@ -203,7 +199,7 @@ cdef int set_nodelay(object sock) except -1:
 
 
 @cython.no_gc_clear  # its stream refers to the loop until the very end
-cdef class StreamTransport:
+cdef class StreamTransport(BaseTransport):
     """A connected TCP or Unix stream socket; an asyncio.Transport.
 
     isinstance(transport, asyncio.Transport) holds: `__class__` says so.  What is written in one
@@ -239,7 +235,7 @@ cdef class StreamTransport:
         cdef int error
         self._loop = loop
         self.context = context
-        self._sock_fd = sock.fileno()
+        self.fd = sock.fileno()
         self._protocol = protocol
         pr_stream_init(
             &self.stream, &loop.core, &protocol_handler, <void *>self, release_data)
@@ -256,10 +252,10 @@ cdef class StreamTransport:
             except OSError:
                 self.extra['peername'] = None
         set_nodelay(sock)
-        error = pr_stream_start(&self.stream, self._sock_fd)
+        error = pr_stream_start(&self.stream, self.fd)
         if error < 0:
             raise_errno(error)
-        self._sock = sock
+        self.file = sock
         loop.open_transports.add(self)
         if server is not None:
             self._server = server
@@ -271,33 +267,28 @@ cdef class StreamTransport:
             pr_stream_deinit(&self.stream)
 
     def __del__(self):
-        if self._sock is not None:
-            warnings.warn(f'unclosed transport {self!r}', ResourceWarning, source=self)
-            pr_stream_stop(&self.stream)
-            self._sock.close()
-            if self._server is not None:
-                self._server._detach(self)
+        BaseTransport.__del__(self)
+        self.leave_server()
+
+    cdef int leave_server(self) except -1:
+        server = self._server
+        if server is not None:
+            self._server = None
+            server._detach(self)
+        return 0
+
+    @property
+    def _sock(self):
+        return self.file
+
+    @property
+    def _sock_fd(self):
+        return self.fd
 
     # The protocol
 
-    cdef PyObject *call(self, str method, PyObject *argument) noexcept:
-        """Calls a method of the protocol; in debug mode a slow one is logged.  Or NULL, raising."""
-        cdef int64_t started_ns = pr_now_ns() if self._loop._debug else 0
-        cdef PyObject *result = call_method_in_context(
-            <PyObject *>self.context, <PyObject *>self._protocol, <PyObject *>method, argument)
-        if started_ns and result != NULL:
-            self._loop.report_duration(
-                started_ns, f'{type(self._protocol).__name__}.{method}() for {self!r}')
-        return result
-
     def _connect(self, waiter):
-        try:
-            self._protocol.connection_made(self)
-        finally:
-            if not self._closing and not self._paused:
-                self.settle(pr_stream_set_reading(&self.stream, True))
-            if waiter is not None:
-                futures._set_result_unless_cancelled(waiter, None)
+        self.begin(waiter)
 
     cdef int connect(self) except -1:
         """connection_made() of an accepted connection, in its context, and then the first read."""
@@ -316,52 +307,20 @@ cdef class StreamTransport:
             &buffered_protocol_handler if isinstance(protocol, asyncio_buffered_protocol)
             else &protocol_handler)
 
-    def get_protocol(self):
-        """Return the protocol in use."""
-        return self._protocol
-
-    cdef int advise_protocol(self, str method) noexcept:
-        """pause_writing() or resume_writing(); an error in them is reported and no more."""
-        cdef PyObject *result = self.call(method, NULL)
-        if result != NULL:
-            release(result)
-            return 0
-        try:
-            raise_pending()
-        except (SystemExit, KeyboardInterrupt) as exc:
-            return self._loop.escape(exc)
-        except BaseException as exc:
-            return self._loop.report({
-                'message': f'protocol.{method}() failed',
-                'exception': exc,
-                'transport': self,
-                'protocol': self._protocol,
-            })
-        return 0
-
     def is_reading(self):
         """Return True while data may come: neither paused nor closing."""
         return not self._closing and not self._paused
 
     def pause_reading(self):
         """Keep data_received() from being called until resume_reading()."""
-        self.check_thread()
-        if self._closing or self._paused:
-            return
-        self._paused = True
-        self.settle(pr_stream_set_reading(&self.stream, False))
-        if self._loop._debug:
-            logger.debug('%r pauses reading', self)
+        self.pause()
 
     def resume_reading(self):
         """Undo pause_reading()."""
-        self.check_thread()
-        if self._closing or not self._paused:
-            return
-        self._paused = False
-        self.settle(pr_stream_set_reading(&self.stream, True))
-        if self._loop._debug:
-            logger.debug('%r resumes reading', self)
+        self.resume()
+
+    cdef int set_reading(self, bint reading) except -1:
+        return self.settle(pr_stream_set_reading(&self.stream, reading))
 
     cdef take_back_buffer(self):
         if self.lending:
@@ -504,7 +463,7 @@ cdef class StreamTransport:
             self.lose_connection(None)
         elif self._eof:
             try:
-                self._sock.shutdown(socket.SHUT_WR)
+                self.file.shutdown(socket.SHUT_WR)
             except OSError as exc:  # the peer is gone already
                 self.fail(exc, WRITE_FAILED)
         return 0
@@ -531,13 +490,9 @@ cdef class StreamTransport:
     def _take_back_descriptor(self):
         if not self._conn_lost and not self._loop._closed:
             self.settle(pr_watch_start(
-                &self._loop.core.watches, &self.stream.watch, self._sock_fd, 0))
+                &self._loop.core.watches, &self.stream.watch, self.fd, 0))
 
     # The end
-
-    def is_closing(self):
-        """Return True after close() or abort(), or when the connection was lost."""
-        return self._closing
 
     def close(self):
         """Send what is written, then call connection_lost(None).  No more data is received."""
@@ -559,40 +514,28 @@ cdef class StreamTransport:
         self.check_thread()
         self.force_close(None)
 
-    def _force_close(self, exc):
-        self.force_close(exc)
-
-    cdef int force_close(self, object exception) except -1:
-        if not self._conn_lost and pr_stream_is_holding(&self.stream):
-            # What was written earlier in this callback is dropped only if the kernel has no room.
+    cdef int send_held(self) except -1:
+        if pr_stream_is_holding(&self.stream):
             self.settle(pr_stream_flush(&self.stream))
-        if self._conn_lost:
-            return 0
-        self._closing = True
-        return self.lose_connection(exception)
+        return 0
+
+    cdef int stop(self) except -1:
+        pr_stream_stop(&self.stream)
+        return 0
 
     cdef int lose_connection(self, object exception) except -1:
-        self._conn_lost += 1
-        pr_stream_stop(&self.stream)
+        BaseTransport.lose_connection(self, exception)
         if self._empty_waiter is not None and not self._empty_waiter.done():
             self._empty_waiter.set_exception(
                 ConnectionError('Connection is closed by peer') if exception is None
                 else exception)
-        self._loop.call_soon(self._call_connection_lost, exception, context=self.context)
         return 0
 
     def _call_connection_lost(self, exc):
         try:
-            self._protocol.connection_lost(exc)
+            BaseTransport._call_connection_lost(self, exc)
         finally:
-            self._loop.open_transports.discard(self)
-            self._sock.close()
-            self._sock = None
-            self._protocol = None
-            server = self._server
-            if server is not None:
-                self._server = None
-                server._detach(self)
+            self.leave_server()
 
     def _loop_closed(self):
         """The loop goes; the socket stays until this transport is closed or collected."""
@@ -604,12 +547,6 @@ cdef class StreamTransport:
 
     # Failure
 
-    cdef int check_thread(self) except -1:
-        cdef unsigned long ident = self._loop.thread_ident
-        if ident != 0 and ident != PyThread_get_thread_ident():
-            self._loop.check_usable()
-        return 0
-
     cdef int settle(self, int result) except -1:
         """Acts on what a call of the stream returned, in a method that the user has called."""
         if result < 0:
@@ -618,55 +555,15 @@ cdef class StreamTransport:
             self._loop.raise_escaping()
         return 0
 
-    cdef int fail(self, object exception, str message) except -1:
-        """Ends the connection because of an error; the peer's are no news to the user."""
-        if isinstance(exception, OSError):
-            if self._loop._debug:
-                logger.debug('%r: %s', self, message, exc_info=exception)
-        else:
-            self._loop.call_exception_handler({
-                'message': message,
-                'exception': exception,
-                'transport': self,
-                'protocol': self._protocol,
-            })
-        return self.force_close(exception)
-
-    cdef int give_up(self, object exception, str message) noexcept:
-        """fail(), from a place that cannot raise."""
-        if isinstance(exception, (SystemExit, KeyboardInterrupt)):
-            return self._loop.escape(exception)
-        try:
-            self.fail(exception, message)
-        except BaseException as exc:
-            return self._loop.escape(exc)
-        return 0
-
-    cdef int fail_with_pending(self, str message) noexcept:
-        """give_up() with the exception that is set."""
-        try:
-            raise_pending()
-        except BaseException as exc:
-            return self.give_up(exc, message)
-        return 0
-
     # Information
-
-    def get_extra_info(self, name, default=None):
-        """Return 'socket', 'sockname', 'peername' or what else is known of the connection."""
-        return self.extra.get(name, default)
-
-    @property
-    def _extra(self):
-        return self.extra
 
     def __repr__(self):
         info = ['StreamTransport']
-        if self._sock is None:
+        if self.file is None:
             info.append('closed')
         elif self._closing:
             info.append('closing')
-        info.append(f'fd={self._sock_fd}')
+        info.append(f'fd={self.fd}')
         if pr_watch_is_active(&self.stream.watch):
             info.append('read=polling' if self.stream.reading else 'read=idle')
             state = 'polling' if self.stream.watch.wanted & PR_WRITABLE else 'idle'
