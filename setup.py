@@ -18,6 +18,7 @@ CSRC = {
     "_base_transport": [],
     "_transport": ["csrc/stream/stream.c", "csrc/stream/write_queue.c"],
     "_listener": ["csrc/stream/listener.c"],
+    "_sock": [],
 }
 
 setup(
