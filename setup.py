@@ -17,8 +17,8 @@ CSRC = {
     ],
     "_base_transport": [],
     "_transport": ["csrc/stream/stream.c", "csrc/stream/write_queue.c"],
+    "_datagram": ["csrc/datagram/address.c", "csrc/datagram/datagram.c"],
     "_listener": ["csrc/stream/listener.c"],
-    "_sock": [],
 }
 
 setup(

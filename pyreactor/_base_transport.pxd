@@ -34,6 +34,7 @@ cdef class BaseTransport:
     cdef PyObject *call(self, str method, PyObject *argument) noexcept
     cdef PyObject *call_with_two(
         self, str method, PyObject *first, PyObject *second) noexcept
+    cdef int conclude(self, str method, PyObject *result) noexcept
     cdef int advise_protocol(self, str method) noexcept
     cdef int begin(self, object waiter) except -1
     cdef int pause(self) except -1

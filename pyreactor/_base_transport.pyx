@@ -68,7 +68,10 @@ cdef class BaseTransport:
 
     cdef int advise_protocol(self, str method) noexcept:
         """pause_writing() or resume_writing(); an error in them is reported and no more."""
-        cdef PyObject *result = self.call(method, NULL)
+        return self.conclude(method, self.call(method, NULL))
+
+    cdef int conclude(self, str method, PyObject *result) noexcept:
+        """What a call of the protocol returned goes; where it failed, that is reported."""
         if result != NULL:
             release(result)
             return 0

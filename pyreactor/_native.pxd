@@ -1,7 +1,7 @@
 # The C core as the Cython modules see it, in the order of csrc/include/pyreactor.  Declarations
 # only.  Who may call what from which thread stands in the headers.
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
 
 cdef extern from "<stdbool.h>":
@@ -44,10 +44,8 @@ cdef extern from "pyreactor/timer_heap.h":
 cdef extern from "pyreactor/backend.h":
     uint32_t PR_READABLE
     uint32_t PR_WRITABLE
-    uint32_t PR_EDGE
     ctypedef struct pr_backend_ops "struct pr_backend_ops":
         const char *name
-        bint has_edges
     ctypedef struct pr_backend "struct pr_backend":
         const pr_backend_ops *ops
         int fd
@@ -58,9 +56,7 @@ cdef extern from "pyreactor/watch.h":
         int fd
         uint32_t generation
         uint32_t wanted
-        uint32_t registered
         int (*on_ready)(pr_watch *watch, uint32_t events) noexcept
-        c_bool (*gives_way)(pr_watch *watch) noexcept
         void *owner
     ctypedef struct pr_watch_table "struct pr_watch_table":
         size_t count
@@ -69,13 +65,11 @@ cdef extern from "pyreactor/watch.h":
         pr_watch *watch, int (*on_ready)(pr_watch *, uint32_t) noexcept, void *owner)
     bint pr_watch_is_active(const pr_watch *watch)
     int pr_watch_start(pr_watch_table *table, pr_watch *watch, int fd, uint32_t events)
-    int pr_watch_want(pr_watch_table *table, pr_watch *watch, uint32_t events)
     int pr_watch_renew(pr_watch_table *table, pr_watch *watch, uint32_t events)
     void pr_watch_stop(pr_watch_table *table, pr_watch *watch)
 
 
 cdef extern from "pyreactor/loop.h" nogil:
-    size_t PR_RECEIVE_BUFFER_BYTES
     ctypedef struct pr_loop_stats "struct pr_loop_stats":
         uint64_t turns
         uint64_t polls
@@ -88,7 +82,6 @@ cdef extern from "pyreactor/loop.h" nogil:
         pr_ready_queue ready
         pr_timer_heap timers
         bint dispatching
-        char *receive_buffer
         pr_loop_stats stats
     int pr_loop_init(pr_loop *loop, const char *backend_name)
     void pr_loop_deinit(pr_loop *loop)
@@ -150,10 +143,80 @@ cdef extern from "pyreactor/stream.h":
     size_t pr_stream_queued_bytes(const pr_stream *stream)
 
 
-cdef extern from "pyreactor/listener.h":
-    ctypedef struct sockaddr "struct sockaddr":
-        pass
+cdef extern from "pyreactor/address.h" nogil:
+    enum:
+        AF_INET
+        AF_INET6
+        AF_UNIX
+        PR_HOST_TEXT_BYTES_MAX
+    uint16_t ntohs(uint16_t value)
+    uint32_t ntohl(uint32_t value)
+    uint32_t htonl(uint32_t value)
     ctypedef unsigned int socklen_t
+    ctypedef struct sockaddr "struct sockaddr":
+        unsigned short sa_family
+    ctypedef struct sockaddr_in "struct sockaddr_in":
+        uint16_t sin_port
+    ctypedef struct sockaddr_in6 "struct sockaddr_in6":
+        uint16_t sin6_port
+        uint32_t sin6_flowinfo
+        uint32_t sin6_scope_id
+    ctypedef struct pr_address "struct pr_address":
+        socklen_t size
+        sockaddr any
+        sockaddr_in ip4
+        sockaddr_in6 ip6
+    size_t pr_address_format_host(const pr_address *address, char *text)
+    int pr_address_parse_host(pr_address *address, int family, const char *host, uint16_t port)
+    int pr_address_set_path(pr_address *address, const char *path, size_t size)
+    size_t pr_address_path(const pr_address *address, const char **path)
+    int pr_address_of_peer(pr_address *address, int fd)
+    bint pr_address_equal(const pr_address *one, const pr_address *other)
+    void pr_address_copy(pr_address *target, const pr_address *source)
+
+
+cdef extern from "pyreactor/datagram.h":
+    size_t PR_RECEIVE_BUFFER_BYTES
+    ctypedef struct pr_datagram_endpoint "struct pr_datagram_endpoint":
+        pr_watch watch
+        const pr_datagram_handler *handler
+        size_t count
+        size_t bytes
+        size_t overhead_bytes
+        size_t high_water_bytes
+        size_t low_water_bytes
+        size_t datagram_bytes_max
+        size_t segment_bytes_max
+        bint reading
+        bint over_high_water
+        bint wants_drained
+    ctypedef struct pr_datagram_handler "struct pr_datagram_handler":
+        int (*on_received)(
+            pr_datagram_endpoint *endpoint, const char *data, size_t size,
+            const pr_address *source) noexcept
+        int (*on_error)(pr_datagram_endpoint *endpoint, int error, c_bool sending) noexcept
+        int (*send_by_owner)(pr_datagram_endpoint *endpoint, void *owner) noexcept
+        int (*on_high_water)(pr_datagram_endpoint *endpoint) noexcept
+        int (*on_low_water)(pr_datagram_endpoint *endpoint) noexcept
+        int (*on_drained)(pr_datagram_endpoint *endpoint) noexcept
+    void pr_datagram_init(
+        pr_datagram_endpoint *endpoint, pr_loop *loop, const pr_datagram_handler *handler,
+        void *owner, void (*release)(void *owner) noexcept)
+    void pr_datagram_deinit(pr_datagram_endpoint *endpoint)
+    int pr_datagram_start(pr_datagram_endpoint *endpoint, int fd)
+    void pr_datagram_stop(pr_datagram_endpoint *endpoint)
+    int pr_datagram_set_reading(pr_datagram_endpoint *endpoint, bint reading)
+    int pr_datagram_queue(
+        pr_datagram_endpoint *endpoint, const char *data, size_t size, void *owner,
+        const pr_address *target)
+    int pr_datagram_queue_by_owner(pr_datagram_endpoint *endpoint, size_t size, void *owner)
+    int pr_datagram_send_soon(pr_datagram_endpoint *endpoint)
+    int pr_datagram_flush(pr_datagram_endpoint *endpoint)
+    int pr_datagram_set_water(
+        pr_datagram_endpoint *endpoint, size_t high_bytes, size_t low_bytes)
+
+
+cdef extern from "pyreactor/listener.h":
     ctypedef struct pr_listener "struct pr_listener":
         pr_watch watch
     ctypedef struct pr_listener_handler "struct pr_listener_handler":

@@ -13,15 +13,15 @@ import selectors
 import sys
 import threading
 import weakref
-from asyncio import events, sslproto, tasks, unix_events
+from asyncio import events, selector_events, sslproto, tasks, unix_events
 from contextlib import contextmanager
 
+from pyreactor._datagram import DatagramTransport
 from pyreactor._listener import Listener
 from pyreactor._loop import LoopCore
 from pyreactor._transport import StreamTransport
 from pyreactor.server import Server
 from pyreactor.signals import SignalHandlers
-from pyreactor.sock import SockMethods
 
 _loops = weakref.WeakSet()  # which a fork must disown in the child
 
@@ -34,6 +34,10 @@ def _disown_after_fork():
 @functools.cache  # once is enough: a hook cannot be taken back
 def _register_fork_hook():
     os.register_at_fork(after_in_child=_disown_after_fork)
+
+
+# Of families whose addresses only the socket module can read, such as netlink's.
+_SocketDatagrams = selector_events._SelectorDatagramTransport
 
 
 class WatchedDescriptors:
@@ -54,7 +58,7 @@ class WatchedDescriptors:
         """Do nothing: the core closes itself."""
 
 
-class Loop(SockMethods, LoopCore, unix_events.SelectorEventLoop):
+class Loop(LoopCore, unix_events.SelectorEventLoop):
     """An asyncio event loop on the C core.
 
     `backend` is 'auto' (the default) or 'epoll'; the environment variable PYREACTOR_BACKEND is
@@ -146,6 +150,10 @@ class Loop(SockMethods, LoopCore, unix_events.SelectorEventLoop):
         self, sock, protocol, waiter=None, *, extra=None, server=None, context=None
     ):
         return StreamTransport(self, sock, protocol, waiter, extra, server, context)
+
+    def _make_datagram_transport(self, sock, protocol, address=None, waiter=None, extra=None):
+        make = DatagramTransport if sock.family in DatagramTransport.families else _SocketDatagrams
+        return make(self, sock, protocol, address, waiter, extra)
 
     def _make_ssl_transport(
         self,

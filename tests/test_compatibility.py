@@ -5,12 +5,13 @@ import inspect
 import pathlib
 import re
 import sys
-from asyncio import base_subprocess, selector_events, unix_events
+from asyncio import base_subprocess, unix_events
 from typing import NamedTuple
 
 import pytest
 
 import pyreactor
+from pyreactor._datagram import DatagramTransport
 from pyreactor._loop import Handle, TimerHandle
 from pyreactor._transport import StreamTransport
 from pyreactor.server import Server
@@ -22,10 +23,7 @@ OWN_TABLE = "pyreactor's own"
 # A table of the second part: whose methods it lists, asyncio's class and pyreactor's.
 CLASSES = {
     "Stream transports": (asyncio.Transport, StreamTransport),
-    "Datagram transports": (
-        asyncio.DatagramTransport,
-        selector_events._SelectorDatagramTransport,
-    ),
+    "Datagram transports": (asyncio.DatagramTransport, DatagramTransport),
     "Read pipe transports": (asyncio.ReadTransport, unix_events._UnixReadPipeTransport),
     "Write pipe transports": (asyncio.WriteTransport, unix_events._UnixWritePipeTransport),
     "Subprocess transports": (
