@@ -19,6 +19,14 @@ CSRC = {
     "_transport": ["csrc/stream/stream.c", "csrc/stream/write_queue.c"],
     "_datagram": ["csrc/datagram/address.c", "csrc/datagram/datagram.c"],
     "_listener": ["csrc/stream/listener.c"],
+    "_queue": [
+        "csrc/queue/bell.c",
+        "csrc/queue/mutex_queue.c",
+        "csrc/queue/parker.c",
+        "csrc/queue/request_queue.c",
+        "csrc/queue/ring.c",
+        "csrc/queue/ring_queue.c",
+    ],
 }
 
 setup(

@@ -7,6 +7,7 @@ The path of a received byte, which is also the map of the source:
 
     run, new_event_loop     policy.py       how a program gets the loop
     Loop                    event_loop.py   asyncio's methods, over the compiled _loop
+    RequestQueue            request_queue.py  requests between threads, over the compiled _queue
     python -m pyreactor     cli.py          runs an unchanged asyncio program
 
 Importing this package changes nothing in the process: no policy is set, no thread is started,
@@ -19,10 +20,19 @@ from __future__ import annotations
 from pyreactor import policy
 from pyreactor.event_loop import Loop
 from pyreactor.policy import new_event_loop, run
+from pyreactor.request_queue import QueueClosed, QueueStats, RequestQueue
 
 __version__ = "0.1.0"
 
-__all__ = ["Loop", "__version__", "new_event_loop", "run"]
+__all__ = [
+    "Loop",
+    "QueueClosed",
+    "QueueStats",
+    "RequestQueue",
+    "__version__",
+    "new_event_loop",
+    "run",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -3,6 +3,9 @@ import sys
 from pyreactor.event_loop import Loop as Loop
 from pyreactor.policy import new_event_loop as new_event_loop
 from pyreactor.policy import run as run
+from pyreactor.request_queue import QueueClosed as QueueClosed
+from pyreactor.request_queue import QueueStats as QueueStats
+from pyreactor.request_queue import RequestQueue as RequestQueue
 
 if sys.version_info < (3, 16):
     from pyreactor.policy import EventLoopPolicy as EventLoopPolicy
@@ -10,4 +13,12 @@ if sys.version_info < (3, 16):
 
 __version__: str
 
-__all__ = ["Loop", "__version__", "new_event_loop", "run"]
+__all__ = [
+    "Loop",
+    "QueueClosed",
+    "QueueStats",
+    "RequestQueue",
+    "__version__",
+    "new_event_loop",
+    "run",
+]

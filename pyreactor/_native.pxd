@@ -1,7 +1,7 @@
 # The C core as the Cython modules see it, in the order of csrc/include/pyreactor.  Declarations
 # only.  Who may call what from which thread stands in the headers.
 
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 
 
 cdef extern from "<stdbool.h>":
@@ -229,3 +229,61 @@ cdef extern from "pyreactor/listener.h":
     void pr_listener_stop(pr_listener *listener)
     int pr_listener_resume(pr_listener *listener)
     bint pr_listener_is_exhaustion(int error)
+
+
+cdef extern from "pyreactor/request.h" nogil:
+    ctypedef struct pr_request "struct pr_request":
+        void (*release)(pr_request *request) noexcept nogil
+        void *owner
+        int32_t fd
+        uint32_t events
+    void pr_request_release(pr_request *request)
+
+
+cdef extern from "pyreactor/bell.h" nogil:
+    ctypedef struct pr_bell "struct pr_bell":
+        void (*ring)(pr_bell *bell) noexcept nogil
+    ctypedef struct pr_bell_list "struct pr_bell_list":
+        pass
+    void pr_bell_arm(pr_bell_list *list, pr_bell *bell)
+    bint pr_bell_disarm(pr_bell_list *list, pr_bell *bell)
+
+
+cdef extern from "pyreactor/request_queue.h" nogil:
+    ctypedef enum pr_queue_side "enum pr_queue_side":
+        PR_QUEUE_PRODUCERS
+        PR_QUEUE_CONSUMERS
+    ctypedef struct pr_request_queue_stats "struct pr_request_queue_stats":
+        uint64_t puts
+        uint64_t gets
+        uint64_t depth_max
+        uint64_t put_sleeps
+        uint64_t get_sleeps
+        uint64_t put_wakes
+        uint64_t get_wakes
+    ctypedef struct pr_request_queue_ops "struct pr_request_queue_ops":
+        const char *name
+        void (*free)(pr_request_queue *queue) noexcept nogil
+        int (*try_put)(
+            pr_request_queue *queue, const pr_request *requests, size_t count) noexcept nogil
+        int (*try_get)(pr_request_queue *queue, pr_request *requests, size_t max) noexcept nogil
+        int (*wait_room)(pr_request_queue *queue, int64_t deadline_ns) noexcept nogil
+        int (*wait_request)(pr_request_queue *queue, int64_t deadline_ns) noexcept nogil
+        void (*close)(pr_request_queue *queue) noexcept nogil
+        c_bool (*is_closed)(pr_request_queue *queue) noexcept nogil
+        size_t (*depth)(pr_request_queue *queue) noexcept nogil
+        pr_bell_list *(*bells)(pr_request_queue *queue, pr_queue_side side) noexcept nogil
+        void (*pass_on)(pr_request_queue *queue, pr_queue_side side) noexcept nogil
+        void (*read_stats)(pr_request_queue *queue, pr_request_queue_stats *stats) noexcept nogil
+        int (*visit)(
+            pr_request_queue *queue,
+            int (*visit)(pr_request *request, void *argument) noexcept, void *argument) noexcept
+    ctypedef struct pr_request_queue "struct pr_request_queue":
+        const pr_request_queue_ops *ops
+        size_t capacity
+    int pr_request_queue_new(
+        pr_request_queue **queue, const char *kind, size_t capacity, int64_t spin_ns)
+    int pr_request_queue_put(
+        pr_request_queue *queue, const pr_request *requests, size_t count, int64_t deadline_ns)
+    int pr_request_queue_get(
+        pr_request_queue *queue, pr_request *requests, size_t max, int64_t deadline_ns)
