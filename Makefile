@@ -71,6 +71,10 @@ test: build $(VENV)/.has-test ## run every test, C and Python; ARGS are those of
 	@$(MAKE) --no-print-directory test-c asan tsan
 	$(PY) -m pytest $(ARGS)
 
+.PHONY: soak
+soak: build ## everything at once for ten minutes, with failing system calls; ARGS are the script's
+	$(PY) tests/stress/soak.py $(or $(ARGS),--seconds 600)
+
 .PHONY: bench
 bench: build $(VENV)/.has-bench ## measure CPU time per operation; ARGS are those of the script
 	$(PY) benchmarks/run.py $(or $(ARGS),--quick)
@@ -104,7 +108,7 @@ wheel: $(VENV)/.installed ## build a wheel in dist/ and try it in an empty envir
 	@ls dist/*.whl
 
 # What the tests use besides Python packages, and what a bare Debian lacks to build at all.
-PACKAGES := clang curl gcc libc6-dev python3-dev python3-venv strace wrk
+PACKAGES := clang curl gcc libc6-dev openssl python3-dev python3-venv strace wrk
 
 .PHONY: deps
 deps: ## install the Debian packages that building and testing use
@@ -138,7 +142,7 @@ C_FLAGS_tsan := -O1 -fno-omit-frame-pointer -fsanitize=thread
 C_SOURCES := $(sort $(filter csrc/%.c,$(NATIVE)))
 C_TESTS := $(sort $(wildcard tests/c/test_*.c))
 C_AIDS := $(filter-out $(C_TESTS),$(sort $(wildcard tests/c/*.c)))
-C_FILES := $(sort $(filter csrc/%,$(NATIVE)) $(wildcard tests/c/*.[ch] benchmarks/*/*.[ch]))
+C_FILES := $(sort $(filter csrc/%,$(NATIVE)) $(wildcard tests/c/*.[ch] tests/stress/*.c benchmarks/*/*.[ch]))
 
 .PHONY: test-c asan tsan
 test-c: c-plain ## run the C tests

@@ -92,7 +92,7 @@ cdef class Listener:
     def _resume(self):
         cdef int error = pr_listener_resume(&self.listener)
         if error < 0:
-            raise_errno(error)
+            self.report_error(error)
 
     cdef int accept(self, int fd) except -1:
         sock = socket.socket(self.sock.family, self.sock.type, self.sock.proto, fileno=fd)

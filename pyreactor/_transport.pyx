@@ -293,11 +293,13 @@ cdef class StreamTransport(BaseTransport):
     cdef int connect(self) except -1:
         """connection_made() of an accepted connection, in its context, and then the first read."""
         cdef PyObject *result = self.call('connection_made', <PyObject *>self)
-        if not self._closing and not self._paused:
-            pr_stream_set_reading(&self.stream, True)
-        if result == NULL:
-            return raise_pending()
-        release(result)
+        try:
+            if result == NULL:
+                raise_pending()
+            release(result)
+        finally:
+            if not self._closing and not self._paused:
+                self.set_reading(True)
         return 0
 
     def set_protocol(self, protocol):

@@ -8,7 +8,16 @@
 
 bool pr_listener_is_exhaustion(int error)
 {
-    return error == -EMFILE || error == -ENFILE || error == -ENOBUFS || error == -ENOMEM;
+    switch (-error) {
+    case EMFILE:
+    case ENFILE:
+    case ENOBUFS:
+    case ENOMEM:
+    case ENOSPC: /* of the watches a user may have */
+        return true;
+    default:
+        return false;
+    }
 }
 
 /* Errors of the one connection that was about to be accepted: the next may be fine. */

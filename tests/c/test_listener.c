@@ -276,7 +276,7 @@ static void stopping_and_resuming_a_stopped_listener_do_nothing(void)
 
 static void only_a_lack_of_resources_counts_as_exhaustion(void)
 {
-    static const int exhausted[] = {EMFILE, ENFILE, ENOBUFS, ENOMEM};
+    static const int exhausted[] = {EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC};
     static const int others[] = {EAGAIN, ECONNABORTED, EINVAL, EBADF, EPERM};
     for (size_t i = 0; i < sizeof exhausted / sizeof *exhausted; i++)
         CHECK(pr_listener_is_exhaustion(-exhausted[i]));
