@@ -1,10 +1,11 @@
-"""The extensions of pyreactor: each with its Cython module and the C files that only it links."""
+"""The extensions of pyreactor: each with its Cython module and the C files that it links."""
 
 from glob import glob
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
+# A file without state of its own may be linked by several.
 CSRC = {
     "_errors": ["csrc/error.c"],
     "_loop": [
@@ -16,6 +17,17 @@ CSRC = {
         "csrc/loop/wakeup.c",
     ],
     "_base_transport": [],
+    "_demux": [
+        "csrc/backend/uring_map.c",
+        "csrc/demux/demux.c",
+        "csrc/demux/epoll.c",
+        "csrc/demux/interests.c",
+        "csrc/demux/poll.c",
+        "csrc/demux/select.c",
+        "csrc/demux/sigio.c",
+        "csrc/demux/uring.c",
+        "csrc/loop/wakeup.c",
+    ],
     "_transport": ["csrc/stream/stream.c", "csrc/stream/write_queue.c"],
     "_datagram": ["csrc/datagram/address.c", "csrc/datagram/datagram.c"],
     "_listener": ["csrc/stream/listener.c"],

@@ -51,6 +51,34 @@ cdef extern from "pyreactor/backend.h":
         int fd
 
 
+cdef extern from "pyreactor/backend.h" nogil:
+    ctypedef struct pr_ready_event "struct pr_ready_event":
+        int fd
+        uint32_t generation
+        uint32_t events
+
+
+cdef extern from "pyreactor/demux.h" nogil:
+    uint32_t PR_EXCEPTIONAL
+    uint32_t PR_ONE_SHOT
+    uint32_t PR_EDGE_TRIGGERED
+    uint32_t PR_EXCLUSIVE
+    ctypedef struct pr_demux_ops "struct pr_demux_ops":
+        const char *name
+        int (*add)(pr_demux *demux, int fd, uint32_t generation, uint32_t events)
+        int (*modify)(pr_demux *demux, int fd, uint32_t generation, uint32_t events)
+        int (*remove)(pr_demux *demux, int fd)
+        void (*wake)(pr_demux *demux)
+    ctypedef struct pr_demux "struct pr_demux":
+        const pr_demux_ops *ops
+        bint waiting
+    const pr_demux_ops *pr_demux_find(const char *name)
+    int pr_demux_new(const pr_demux_ops *ops, pr_demux **demux)
+    void pr_demux_free(pr_demux *demux)
+    int pr_demux_wait(pr_demux *demux, pr_ready_event *events, int capacity, int64_t timeout_ns)
+    int pr_demux_fileno(const pr_demux *demux)
+
+
 cdef extern from "pyreactor/watch.h":
     ctypedef struct pr_watch "struct pr_watch":
         int fd

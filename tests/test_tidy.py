@@ -118,7 +118,21 @@ def test_core_does_not_know_python():
     assert lines_matching(CORE, re.compile(r"#\s*include\s*[<\"]Python\.h|\bPyObject\b")) == []
 
 
-def test_every_core_source_belongs_to_one_extension():
+def has_state(source):
+    """Whether a C file has variables that outlive its functions' calls."""
+    variable = re.compile(r"^(static |_Thread_local |_Atomic|\w+ )(?!.*\bconst\b)[^(]*(=|;|\[)")
+    inner = re.compile(r"^\s+static (?!const\b|inline\b|_Noreturn\b)")
+    return bool(
+        [line for line in lines_matching([source], inner) if " const " not in line]
+        or [
+            line
+            for line in lines_matching([source], variable)
+            if not re.search(r": (typedef|struct|union|enum|return|goto)\b[^=]*[;{]?$", line)
+        ]
+    )
+
+
+def test_every_core_source_belongs_to_an_extension_and_its_state_to_one():
     # Linked twice, a file has its static state twice.
     linked = collections.Counter(
         source
@@ -126,7 +140,10 @@ def test_every_core_source_belongs_to_one_extension():
         for source in extension.sources
         if source.startswith("csrc/")
     )
-    assert linked == collections.Counter(map(name_of, SOURCES))
+    assert set(linked) == set(map(name_of, SOURCES))
+    assert has_state(ROOT / "csrc" / "demux" / "sigio.c")
+    twice = [ROOT / source for source, count in linked.items() if count > 1]
+    assert [name_of(source) for source in twice if has_state(source)] == []
 
 
 def test_every_core_source_has_a_test():
