@@ -39,6 +39,7 @@ CSRC = {
         "csrc/queue/ring.c",
         "csrc/queue/ring_queue.c",
     ],
+    "_sock": [],
 }
 
 setup(

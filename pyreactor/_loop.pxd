@@ -35,6 +35,26 @@ cdef class TimerHandle(Handle):
     pass
 
 
+cdef class Waiter:
+    # A task's wait until one socket can be read or written
+    cdef LoopCore loop
+    cdef object sock
+    cdef DescriptorWatch watch  # None once it is over
+    cdef Waiter next  # who waits for the same
+    cdef bint cancelled
+    cdef object cancel_message
+
+    # The task's side: whom to call, in which context; None where nobody has asked
+    cdef object callback
+    cdef object context
+    cdef bint yielded  # to the task, which it does once
+    cdef bint blocking  # asyncio's mark of what a task may wait for
+
+    cdef int resume(self) noexcept
+    cdef int end_soon(self) except -1
+    cdef int abandon(self) except -1
+
+
 cdef class DescriptorWatch:
     # One descriptor's reader and writer, for add_reader() and add_writer()
     cdef pr_watch watch
@@ -42,10 +62,27 @@ cdef class DescriptorWatch:
     cdef Handle reader  # None: not wanted
     cdef Handle writer
 
+    # Who waits in sock_recv() and its kind; the first of each list
+    cdef Waiter receivers
+    cdef Waiter senders
+    # Whose descriptor it was when it was registered for them: a weak reference, or None.  While
+    # that very socket still has it, the registration holds from one wait to the next.
+    cdef object socket
+
     cdef int notify(self, uint32_t events) noexcept
     cdef int call(self, Handle handle, uint32_t event) noexcept
     cdef Handle exchange(self, uint32_t event, Handle handle)
     cdef uint32_t wanted(self) noexcept
+    cdef list waiters(self)
+    cdef bint is_registered_for(self, object sock) except -1
+    cdef int register_for(self, object sock, uint32_t event) except -1
+    cdef int end_waits_of_closed(self) except -1
+    cdef int add(self, Waiter waiter, uint32_t event) except -1
+    cdef int remove(self, Waiter waiter) except -1
+    cdef int unlink(self, Waiter waiter) except -1
+    cdef int resume(self, Waiter first) noexcept
+    cdef int update(self) except -1
+    cdef int stop(self) except -1
 
 
 cdef class LoopCore:
@@ -91,3 +128,5 @@ cdef class LoopCore:
     cdef Handle watch_descriptor(
         self, object fd, uint32_t event, object callback, tuple args, object context)
     cdef bint unwatch_descriptor(self, object fd, uint32_t event) except -1
+    cdef DescriptorWatch start_watch(self, int fd, uint32_t events)
+    cdef Waiter wait_for(self, object sock, uint32_t event)

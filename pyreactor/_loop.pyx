@@ -11,7 +11,8 @@ import asyncio
 import os
 import sys
 import threading
-from asyncio import base_events, format_helpers
+import weakref
+from asyncio import base_events, exceptions, format_helpers
 from asyncio.log import logger
 
 cimport cython
@@ -27,9 +28,11 @@ from pyreactor._context cimport (
 )
 from pyreactor._errors cimport raise_errno
 from pyreactor._native cimport (
+    PR_EDGE,
     PR_READABLE,
     PR_TIMER_IDLE,
     PR_WRITABLE,
+    c_bool,
     pr_callback,
     pr_loop_abandon_after_fork,
     pr_loop_call_soon,
@@ -51,9 +54,11 @@ from pyreactor._native cimport (
     pr_watch,
     pr_watch_find,
     pr_watch_init,
+    pr_watch_is_active,
     pr_watch_renew,
     pr_watch_start,
     pr_watch_stop,
+    pr_watch_want,
 )
 
 
@@ -64,8 +69,10 @@ cdef extern from "Python.h":
     Py_ssize_t PyTuple_GET_SIZE(PyObject *tuple)
     ctypedef int (*visitproc)(PyObject *object, void *argument) noexcept
     ctypedef int (*traverseproc)(PyObject *self, visitproc visit, void *argument) noexcept
+    ctypedef PyObject *(*iternextfunc)(PyObject *self) except? NULL
     ctypedef struct PyTypeObject:
         traverseproc tp_traverse
+        iternextfunc tp_iternext
 
 
 # Looked up once; these are asyncio's own classes, which debuggers and `asyncio ps` know.
@@ -310,24 +317,308 @@ cdef class TimerHandle(Handle):
         return asyncio_timer_handle.__ge__(self, other)
 
 
+@cython.final
+@cython.freelist(64)
+@cython.auto_pickle(False)
+cdef class Waiter:
+    """What a task awaits until a descriptor can be read or written.  Awaited once, by one task.
+
+    To the task it is a future, but an event resumes the task at once, not in the next turn: what
+    has come is then received by the task itself, and a task that is cancelled first loses nothing.
+    """
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def throw(self, exception, value=None, traceback=None):
+        """Stop waiting and raise `exception`."""
+        self.abandon()
+        if value is None:
+            value = exception() if isinstance(exception, type) else exception
+        raise value
+
+    def close(self):
+        """Stop waiting."""
+        self.abandon()
+
+    cdef int end_soon(self) except -1:
+        """Ends the wait from elsewhere than the event: the task tries again in the next turn."""
+        cdef object callback = self.callback
+        self.watch = None
+        self.next = None
+        self.callback = None
+        if callback is not None:
+            self.loop.call_soon(callback, self, context=self.context)
+        return 0
+
+    cdef int abandon(self) except -1:
+        self.callback = None
+        if self.watch is not None:
+            self.watch.remove(self)
+        return 0
+
+    cdef int resume(self) noexcept:
+        """Runs the task that waits: the descriptor is ready, or the wait has lost its meaning."""
+        cdef object callback = self.callback
+        cdef PyObject *argument = <PyObject *>self
+        cdef PyObject *result
+        if callback is None:
+            return 0
+        self.callback = None
+        try:
+            if self.loop._debug:  # measured, and named when it is slow
+                self.loop.call_soon(callback, self, context=self.context)
+                return 0
+            result = call_in_context(
+                <PyObject *>self.context, <PyObject *>callback, &argument, 1)
+            if result == NULL:
+                raise_pending()
+            release(result)
+        except (SystemExit, KeyboardInterrupt) as exc:
+            return self.loop.escape(exc)
+        except BaseException as exc:
+            return self.loop.report({
+                'message': f'Exception in callback {callback!r}', 'exception': exc})
+        return 0
+
+    # A future's methods, as far as tasks use them
+
+    @property
+    def _asyncio_future_blocking(self):
+        return self.blocking
+
+    @_asyncio_future_blocking.setter
+    def _asyncio_future_blocking(self, blocking):
+        self.blocking = blocking
+
+    def get_loop(self):
+        """Return the loop."""
+        return self.loop
+
+    def add_done_callback(self, callback, *, context=None):
+        """Call `callback(self)` when the wait is over.  Once only: RuntimeError."""
+        if self.callback is not None:
+            raise RuntimeError('one task only can wait for this')
+        self.context = PyContext_CopyCurrent() if context is None else context
+        if self.watch is None:
+            self.loop.call_soon(callback, self, context=self.context)
+        else:
+            self.callback = callback
+
+    def remove_done_callback(self, callback):
+        """Undo add_done_callback(); return how many were removed."""
+        if self.callback != callback:
+            return 0
+        self.callback = None
+        return 1
+
+    def cancel(self, msg=None):
+        """Stop waiting; the task hears of it in the next turn.  Returns False where it is over."""
+        if self.watch is None:
+            return False
+        self.cancelled = True
+        self.cancel_message = msg
+        self.watch.remove(self)
+        self.end_soon()
+        return True
+
+    def done(self):
+        """Return True once the wait is over."""
+        return self.watch is None
+
+    def result(self):
+        """Return None once the wait is over; raises CancelledError where it was cancelled."""
+        if self.watch is not None:
+            raise exceptions.InvalidStateError('Result is not set.')
+        if self.cancelled:
+            if self.cancel_message is None:
+                raise exceptions.CancelledError
+            raise exceptions.CancelledError(self.cancel_message)
+
+    def __repr__(self):
+        state = 'pending' if self.watch is not None else 'cancelled' if self.cancelled else 'ready'
+        return f'<Waiter {state}>' if self.watch is None else (
+            f'<Waiter {state} fd={self.watch.watch.fd}>')
+
+
+cdef PyObject *next_step(PyObject *object) except? NULL:
+    """Waiter.__next__: itself, to be waited for; then the end."""
+    cdef Waiter self = <Waiter>object
+    if not self.yielded and self.watch is not None:
+        self.yielded = self.blocking = True
+        Py_INCREF(self)
+        return object
+    if self.watch is not None:
+        raise RuntimeError("await wasn't used with future")
+    self.result()
+    return NULL  # without an exception: the end, and no StopIteration to be made and caught
+
+
+(<PyTypeObject *>Waiter).tp_iternext = next_step
+
+
 cdef int notify_descriptor(pr_watch *watch, uint32_t events) noexcept:
     cdef DescriptorWatch self = <DescriptorWatch>watch.owner  # held: a callback may remove it
     return self.notify(events)
 
 
+cdef c_bool give_way(pr_watch *watch) noexcept:
+    """A transport takes over the descriptor: whoever waited for it finds that out by himself."""
+    cdef DescriptorWatch self = <DescriptorWatch>watch.owner
+    if self.reader is not None or self.writer is not None:
+        return False
+    try:
+        self.stop()
+    except BaseException as exc:
+        self.loop.escape(exc)
+    return not pr_watch_is_active(watch)
+
+
 @cython.final
 cdef class DescriptorWatch:
-    """The reader and the writer of one descriptor that belongs to somebody else."""
+    """Who wants what of one descriptor that belongs to somebody else."""
 
     cdef int notify(self, uint32_t events) noexcept:
         cdef Handle handle = self.reader
+        cdef Waiter waiters
         cdef int stop = 0
-        if events & PR_READABLE and handle is not None:
-            stop = self.call(handle, PR_READABLE)
-        handle = self.writer  # None where the reader has just removed it
-        if not stop and events & PR_WRITABLE and handle is not None:
-            stop = self.call(handle, PR_WRITABLE)
+        if events & PR_READABLE:
+            if handle is not None:
+                stop = self.call(handle, PR_READABLE)
+            if self.receivers is not None:
+                waiters, self.receivers = self.receivers, None
+                stop |= self.resume(waiters)
+        if events & PR_WRITABLE:
+            handle = self.writer  # None where the reader has just removed it
+            if not stop and handle is not None:
+                stop = self.call(handle, PR_WRITABLE)
+            if self.senders is not None:
+                waiters, self.senders = self.senders, None
+                stop |= self.resume(waiters)
         return stop
+
+    cdef int resume(self, Waiter first) noexcept:
+        """Ends the wait of a whole list: each tries, and waits again if another was faster."""
+        cdef Waiter waiter = first
+        cdef Waiter following
+        cdef int stop = 0
+        while waiter is not None:  # all of them first: resumed tasks may cancel each other
+            waiter.watch = None
+            waiter = waiter.next
+        try:
+            self.update()
+        except BaseException as exc:
+            stop = self.loop.escape(exc)
+        waiter = first
+        while waiter is not None:
+            following, waiter.next = waiter.next, None
+            stop |= waiter.resume()
+            waiter = following
+        return stop
+
+    cdef int add(self, Waiter waiter, uint32_t event) except -1:
+        """Puts a waiter at the end of its list."""
+        cdef Waiter last = self.receivers if event == PR_READABLE else self.senders
+        waiter.watch = self
+        if last is not None:
+            while last.next is not None:
+                last = last.next
+            last.next = waiter
+        elif event == PR_READABLE:
+            self.receivers = waiter
+        else:
+            self.senders = waiter
+        return 0
+
+    cdef int remove(self, Waiter waiter) except -1:
+        """Takes a waiter out of its list, before its time."""
+        self.unlink(waiter)
+        return self.update()
+
+    cdef int unlink(self, Waiter waiter) except -1:
+        cdef Waiter previous
+        waiter.watch = None
+        if self.receivers is waiter:
+            self.receivers = waiter.next
+        elif self.senders is waiter:
+            self.senders = waiter.next
+        else:
+            for previous in (self.receivers, self.senders):
+                while previous is not None and previous.next is not waiter:
+                    previous = previous.next
+                if previous is not None:
+                    previous.next = waiter.next
+                    break
+        waiter.next = None
+        return 0
+
+    cdef list waiters(self):
+        """All who wait, in order."""
+        cdef Waiter waiter
+        cdef list found = []
+        for waiter in (self.receivers, self.senders):
+            while waiter is not None:
+                found.append(waiter)
+                waiter = waiter.next
+        return found
+
+    cdef bint is_registered_for(self, object sock) except -1:
+        return self.socket is not None and self.socket() is sock
+
+    cdef int register_for(self, object sock, uint32_t event) except -1:
+        """Registers anew, for a wait for `sock` that begins."""
+        cdef bint called = self.reader is not None or self.writer is not None
+        cdef int error = pr_watch_renew(
+            &self.loop.core.watches, &self.watch,
+            self.wanted() | event | (0 if called else PR_EDGE))
+        if error < 0:
+            self.update()
+            raise_errno(error)
+        self.end_waits_of_closed()
+        self.socket = None
+        if not called:
+            try:
+                self.socket = weakref.ref(sock)
+            except TypeError:
+                pass  # it is registered each time
+        return 0
+
+    cdef int end_waits_of_closed(self) except -1:
+        """Lets those who wait for a socket that does not have this descriptor any more find out."""
+        cdef Waiter waiter
+        for waiter in self.waiters():
+            if waiter.sock.fileno() != self.watch.fd:
+                self.unlink(waiter)
+                waiter.end_soon()
+        return 0
+
+    cdef int update(self) except -1:
+        """Some have stopped to wait: asks for less, which costs no system call, or stops."""
+        cdef uint32_t wanted = self.wanted()
+        if not pr_watch_is_active(&self.watch):
+            return 0
+        if wanted or (self.socket is not None and self.loop.core.backend.ops.has_edges):
+            # Only a bit in memory: what is registered already includes it.
+            pr_watch_want(
+                &self.loop.core.watches, &self.watch,
+                wanted | (self.watch.registered & PR_EDGE))
+        else:
+            self.stop()
+        return 0
+
+    cdef int stop(self) except -1:
+        """Ends the watch, and lets those who still wait try, and fail, once more."""
+        cdef Waiter waiter
+        del self.loop.descriptor_watches[self.watch.fd]
+        pr_watch_stop(&self.loop.core.watches, &self.watch)
+        self.loop.retired.append(self)  # the core may look at it until the turn ends
+        self.socket = None
+        for waiter in self.waiters():
+            waiter.end_soon()
+        return 0
 
     cdef int call(self, Handle handle, uint32_t event) noexcept:
         if not handle._cancelled:
@@ -348,8 +639,12 @@ cdef class DescriptorWatch:
         return previous
 
     cdef uint32_t wanted(self) noexcept:
-        return ((PR_READABLE if self.reader is not None else 0)
-                | (PR_WRITABLE if self.writer is not None else 0))
+        cdef uint32_t events = 0
+        if self.reader is not None or self.receivers is not None:
+            events |= PR_READABLE
+        if self.writer is not None or self.senders is not None:
+            events |= PR_WRITABLE
+        return events
 
 
 cdef int descriptor_of(object fd) except -1:
@@ -659,16 +954,14 @@ cdef class LoopCore:
         cdef int error
         set_up(handle, self, callback, args, context)
         if watch is None:
-            watch = DescriptorWatch.__new__(DescriptorWatch)
-            watch.loop = self
-            pr_watch_init(&watch.watch, notify_descriptor, <void *>watch)
-            error = pr_watch_start(&self.core.watches, &watch.watch, number, event)
+            watch = self.start_watch(number, event)
         else:
             error = pr_watch_renew(
                 &self.core.watches, &watch.watch, watch.wanted() | event)
-        if error < 0:
-            raise_errno(error)
-        self.descriptor_watches[number] = watch
+            if error < 0:
+                raise_errno(error)
+            watch.socket = None
+            watch.end_waits_of_closed()  # the descriptor may be another than they wait for
         previous = watch.exchange(event, handle)
         if previous is not None:
             previous.cancel()
@@ -681,15 +974,73 @@ cdef class LoopCore:
             return False
         previous = watch.exchange(event, None)
         if watch.wanted() == 0:
-            del self.descriptor_watches[watch.watch.fd]
-            pr_watch_stop(&self.core.watches, &watch.watch)
-            self.retired.append(watch)
+            watch.stop()
         else:  # where the descriptor was closed before, the kernel has forgotten it
             pr_watch_renew(&self.core.watches, &watch.watch, watch.wanted())
         if previous is None:
             return False
         previous.cancel()
         return True
+
+    cdef DescriptorWatch start_watch(self, int fd, uint32_t events):
+        """A new watch on a descriptor that has none."""
+        cdef DescriptorWatch watch = DescriptorWatch.__new__(DescriptorWatch)
+        cdef int error
+        watch.loop = self
+        pr_watch_init(&watch.watch, notify_descriptor, <void *>watch)
+        watch.watch.gives_way = give_way
+        error = pr_watch_start(&self.core.watches, &watch.watch, fd, events)
+        if error < 0:
+            raise_errno(error)
+        self.descriptor_watches[fd] = watch
+        return watch
+
+    def _wait_readable(self, sock):
+        """Return an awaitable: until `sock` can be read, as far as anybody can tell.
+
+        For whoever has tried to read and found nothing, and tries again after it.  Raises
+        RuntimeError where a transport uses the socket.
+        """
+        return self.wait_for(sock, PR_READABLE)
+
+    def _wait_writable(self, sock):
+        """Return an awaitable: until `sock` can be written.  Otherwise as _wait_readable()."""
+        return self.wait_for(sock, PR_WRITABLE)
+
+    def _forget_registration(self, sock):
+        """Let the next wait for `sock` ask the kernel anew: the socket has become another."""
+        cdef DescriptorWatch watch = self.find_watch(sock.fileno())
+        if watch is not None:
+            watch.socket = None
+
+    cdef Waiter wait_for(self, object sock, uint32_t event):
+        cdef int fd = descriptor_of(sock.fileno())
+        cdef pr_watch *known
+        cdef DescriptorWatch watch
+        cdef Waiter waiter = Waiter.__new__(Waiter)
+        cdef int error
+        waiter.loop = self
+        waiter.sock = sock
+        self.check_usable()
+        known = pr_watch_find(&self.core.watches, fd)
+        if (
+            known != NULL and known.on_ready == notify_descriptor
+            and (<DescriptorWatch>known.owner).is_registered_for(sock)
+        ):
+            watch = <DescriptorWatch>known.owner
+            error = pr_watch_want(
+                &self.core.watches, known, watch.wanted() | event | PR_EDGE)
+            if error < 0:
+                raise_errno(error)
+        else:
+            self._ensure_fd_no_transport(fd)
+            if known == NULL:
+                watch = self.start_watch(fd, 0)
+            else:
+                watch = <DescriptorWatch>known.owner
+            watch.register_for(sock, event)
+        watch.add(waiter, event)
+        return waiter
 
     # Running
 
@@ -782,6 +1133,7 @@ cdef class LoopCore:
         self.forget_scheduled()
         for watch in self.descriptor_watches.values():
             pr_watch_stop(&self.core.watches, &watch.watch)
+            watch.receivers = watch.senders = None
         self.descriptor_watches.clear()
         self.retired.clear()
         for listener in list(self.listeners.values()):

@@ -44,8 +44,10 @@ cdef extern from "pyreactor/timer_heap.h":
 cdef extern from "pyreactor/backend.h":
     uint32_t PR_READABLE
     uint32_t PR_WRITABLE
+    uint32_t PR_EDGE
     ctypedef struct pr_backend_ops "struct pr_backend_ops":
         const char *name
+        bint has_edges
     ctypedef struct pr_backend "struct pr_backend":
         const pr_backend_ops *ops
         int fd
@@ -84,7 +86,9 @@ cdef extern from "pyreactor/watch.h":
         int fd
         uint32_t generation
         uint32_t wanted
+        uint32_t registered
         int (*on_ready)(pr_watch *watch, uint32_t events) noexcept
+        c_bool (*gives_way)(pr_watch *watch) noexcept
         void *owner
     ctypedef struct pr_watch_table "struct pr_watch_table":
         size_t count
@@ -93,11 +97,13 @@ cdef extern from "pyreactor/watch.h":
         pr_watch *watch, int (*on_ready)(pr_watch *, uint32_t) noexcept, void *owner)
     bint pr_watch_is_active(const pr_watch *watch)
     int pr_watch_start(pr_watch_table *table, pr_watch *watch, int fd, uint32_t events)
+    int pr_watch_want(pr_watch_table *table, pr_watch *watch, uint32_t events)
     int pr_watch_renew(pr_watch_table *table, pr_watch *watch, uint32_t events)
     void pr_watch_stop(pr_watch_table *table, pr_watch *watch)
 
 
 cdef extern from "pyreactor/loop.h" nogil:
+    size_t PR_RECEIVE_BUFFER_BYTES
     ctypedef struct pr_loop_stats "struct pr_loop_stats":
         uint64_t turns
         uint64_t polls
@@ -110,6 +116,7 @@ cdef extern from "pyreactor/loop.h" nogil:
         pr_ready_queue ready
         pr_timer_heap timers
         bint dispatching
+        char *receive_buffer
         pr_loop_stats stats
     int pr_loop_init(pr_loop *loop, const char *backend_name)
     void pr_loop_deinit(pr_loop *loop)

@@ -22,6 +22,7 @@ from pyreactor._loop import LoopCore
 from pyreactor._transport import StreamTransport
 from pyreactor.server import Server
 from pyreactor.signals import SignalHandlers
+from pyreactor.sock import SockMethods
 
 _loops = weakref.WeakSet()  # which a fork must disown in the child
 
@@ -58,7 +59,7 @@ class WatchedDescriptors:
         """Do nothing: the core closes itself."""
 
 
-class Loop(LoopCore, unix_events.SelectorEventLoop):
+class Loop(SockMethods, LoopCore, unix_events.SelectorEventLoop):
     """An asyncio event loop on the C core.
 
     `backend` is 'auto' (the default) or 'epoll'; the environment variable PYREACTOR_BACKEND is

@@ -1,6 +1,6 @@
 /*
  * epoll backend: tells which descriptors are ready; whoever watches them performs the system call.
- * Level-triggered, so that an event that was not dealt with comes again.
+ * Level-triggered, so that an event that was not dealt with comes again, but for PR_EDGE.
  */
 #include "pyreactor/backend.h"
 
@@ -36,7 +36,8 @@ static int control(struct pr_backend *backend, int operation, int fd, uint32_t g
                    uint32_t events)
 {
     struct epoll_event event = {
-        .events = (events & PR_READABLE ? EPOLLIN : 0u) | (events & PR_WRITABLE ? EPOLLOUT : 0u),
+        .events = (events & PR_READABLE ? EPOLLIN : 0u) | (events & PR_WRITABLE ? EPOLLOUT : 0u) |
+                  (events & PR_EDGE ? (uint32_t)EPOLLET : 0u),
         .data.u64 = (uint64_t)generation << 32 | (uint32_t)fd,
     };
     return epoll_ctl(backend->fd, operation, fd, &event) < 0 ? -errno : 0;
@@ -100,6 +101,7 @@ static int epoll_backend_wait(struct pr_backend *backend, struct pr_ready_event 
 
 const struct pr_backend_ops pr_epoll_ops = {
     .name = "epoll",
+    .has_edges = true,
     .update = epoll_update,
     .wait = epoll_backend_wait,
     .init = epoll_init,

@@ -175,6 +175,15 @@ static int run_ready(struct pr_loop *loop, size_t count)
     return result;
 }
 
+/* An event has come that nobody wants: what to tell the kernel to report from now on. */
+static uint32_t events_to_keep(const struct pr_watch *watch, uint32_t wanted)
+{
+    if (!(watch->registered & PR_EDGE))
+        return watch->wanted;
+    /* It does not come again by itself, but room to write does, with every byte the peer reads. */
+    return wanted ? watch->registered : PR_READABLE | PR_EDGE;
+}
+
 static int dispatch_event(struct pr_loop *loop, const struct pr_ready_event *event)
 {
     struct pr_watch *watch = pr_watch_find(&loop->watches, event->fd);
@@ -184,7 +193,7 @@ static int dispatch_event(struct pr_loop *loop, const struct pr_ready_event *eve
     }
     uint32_t wanted = event->events & watch->wanted;
     if (event->events & ~watch->wanted) /* less is wanted than was registered: catch up */
-        (void)pr_watch_register(&loop->watches, watch, watch->wanted);
+        (void)pr_watch_register(&loop->watches, watch, events_to_keep(watch, wanted));
     return wanted ? after_callback(loop, watch->on_ready(watch, wanted)) : 0;
 }
 

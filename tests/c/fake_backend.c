@@ -62,6 +62,7 @@ static void fake_deinit(struct pr_backend *backend)
 
 static const struct pr_backend_ops fake_ops = {
     .name = "fake",
+    .has_edges = true,
     .update = fake_update,
     .wait = fake_wait,
     .init = fake_init,

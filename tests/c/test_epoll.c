@@ -111,6 +111,21 @@ static void an_event_that_was_not_dealt_with_comes_again(void)
     close_backend();
 }
 
+static void an_edge_comes_once_and_again_with_more(void)
+{
+    int pair[2];
+    open_backend();
+    open_pair(pair);
+    REQUIRE_EQUAL(update(pair[0], 1, 0, PR_READABLE | PR_EDGE), 0);
+    for (int i = 0; i < 2; i++) {
+        send_byte(pair[1]);
+        check_one_event(pair[0], 1, PR_READABLE);
+        CHECK_EQUAL(wait_for(0), 0);
+    }
+    close_pair(pair);
+    close_backend();
+}
+
 static void a_generation_of_any_size_comes_back_whole(void)
 {
     int pair[2];
@@ -411,6 +426,7 @@ int main(void)
     RUN(nothing_watched_reports_nothing_at_once);
     RUN(readable_and_writable_are_told_apart);
     RUN(an_event_that_was_not_dealt_with_comes_again);
+    RUN(an_edge_comes_once_and_again_with_more);
     RUN(a_generation_of_any_size_comes_back_whole);
     RUN(a_hang_up_is_reported_to_reader_and_writer);
     RUN(an_error_is_reported_to_reader_and_writer);

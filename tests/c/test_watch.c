@@ -278,6 +278,95 @@ static void an_event_that_is_half_wanted_is_heard_by_half(void)
     end();
 }
 
+static void an_edge_that_nobody_wants_stays_registered(void)
+{
+    struct ear ear;
+    begin_with_fake();
+    start(&ear, 20, PR_READABLE | PR_EDGE);
+    pr_watch_want(&loop.watches, &ear.watch, PR_EDGE);
+    fake_backend_report(&fake, &ear.watch, PR_READABLE);
+    turn();
+    CHECK_EQUAL(ear.calls, 0);
+    CHECK_EQUAL(fake.update_count, 0);
+    CHECK_EQUAL(pr_watch_want(&loop.watches, &ear.watch, PR_READABLE | PR_EDGE), 0);
+    CHECK_EQUAL(fake.update_count, 0);
+    fake_backend_report(&fake, &ear.watch, PR_READABLE);
+    turn();
+    CHECK_EQUAL(ear.calls, 1);
+    CHECK_EQUAL(ear.heard, PR_READABLE);
+    end();
+}
+
+static void edges_of_both_directions_stay_registered_together(void)
+{
+    struct ear ear;
+    begin_with_fake();
+    start(&ear, 20, PR_READABLE | PR_EDGE);
+    CHECK_EQUAL(pr_watch_want(&loop.watches, &ear.watch, PR_WRITABLE | PR_EDGE), 0);
+    CHECK_EQUAL(fake.update_count, 1);
+    CHECK_EQUAL(fake.updates[0].new_events, PR_READABLE | PR_WRITABLE | PR_EDGE);
+    fake_backend_report(&fake, &ear.watch, PR_READABLE | PR_WRITABLE);
+    turn();
+    CHECK_EQUAL(ear.heard, PR_WRITABLE);
+    CHECK_EQUAL(pr_watch_want(&loop.watches, &ear.watch, PR_READABLE | PR_EDGE), 0);
+    CHECK_EQUAL(fake.update_count, 1);
+    end();
+}
+
+static void room_to_write_that_nobody_wants_is_unregistered(void)
+{
+    struct ear ear;
+    begin_with_fake();
+    start(&ear, 20, PR_READABLE | PR_WRITABLE | PR_EDGE);
+    pr_watch_want(&loop.watches, &ear.watch, PR_READABLE | PR_EDGE);
+    fake_backend_report(&fake, &ear.watch, PR_WRITABLE);
+    turn();
+    CHECK_EQUAL(ear.calls, 0);
+    CHECK_EQUAL(fake.update_count, 1);
+    CHECK_EQUAL(fake.updates[0].new_events, PR_READABLE | PR_EDGE);
+    end();
+}
+
+static bool step_aside(struct pr_watch *watch)
+{
+    struct ear *ear = watch->owner;
+    ear->calls++;
+    if (ear->result)
+        return false;
+    pr_watch_stop(&loop.watches, watch);
+    return true;
+}
+
+static void a_watch_may_give_way_to_another(void)
+{
+    struct ear first, second;
+    begin_with_fake();
+    start(&first, 20, PR_READABLE | PR_EDGE);
+    first.watch.gives_way = step_aside;
+    size_t count = loop.watches.count;
+    init_ear(&second);
+    CHECK_EQUAL(pr_watch_start(&loop.watches, &second.watch, 20, PR_READABLE), 0);
+    CHECK_EQUAL(first.calls, 1);
+    CHECK(!pr_watch_is_active(&first.watch));
+    CHECK_SAME(pr_watch_find(&loop.watches, 20), &second.watch);
+    CHECK_EQUAL(loop.watches.count, count);
+    end();
+}
+
+static void a_watch_may_refuse_to_give_way(void)
+{
+    struct ear first, second;
+    begin_with_fake();
+    start(&first, 20, PR_READABLE);
+    first.watch.gives_way = step_aside;
+    first.result = 1;
+    init_ear(&second);
+    CHECK_EQUAL(pr_watch_start(&loop.watches, &second.watch, 20, PR_READABLE), -EEXIST);
+    CHECK_EQUAL(first.calls, 1);
+    CHECK_SAME(pr_watch_find(&loop.watches, 20), &first.watch);
+    end();
+}
+
 static void renewing_tells_the_backend_at_once_of_a_new_generation(void)
 {
     struct ear ear;
@@ -496,6 +585,11 @@ int main(void)
     RUN(a_want_that_fails_changes_nothing);
     RUN(an_unwanted_event_leads_to_one_update_and_no_call);
     RUN(an_event_that_is_half_wanted_is_heard_by_half);
+    RUN(an_edge_that_nobody_wants_stays_registered);
+    RUN(edges_of_both_directions_stay_registered_together);
+    RUN(room_to_write_that_nobody_wants_is_unregistered);
+    RUN(a_watch_may_give_way_to_another);
+    RUN(a_watch_may_refuse_to_give_way);
     RUN(renewing_tells_the_backend_at_once_of_a_new_generation);
     RUN(an_event_from_before_a_renewal_is_stale);
     RUN(renewing_finds_a_descriptor_closed_and_reused_meanwhile);

@@ -5,22 +5,31 @@
 #ifndef PYREACTOR_BACKEND_H
 #define PYREACTOR_BACKEND_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #define PR_READABLE 1u /* a read would not block; a hang-up or an error counts, too */
 #define PR_WRITABLE 2u /* a write would not block; a hang-up or an error counts, too */
 
+/* Asked for beside the two above: be told when one of them becomes so, not for as long as it is.
+ * For whoever tries first and waits only where that would have blocked.  May come too often. */
+#define PR_EDGE 4u
+
 /* "This descriptor, in this life of it, is ready for these." */
 struct pr_ready_event {
     int fd;
     uint32_t generation; /* of the watch that asked; an older one marks a stale event */
-    uint32_t events;     /* PR_READABLE, PR_WRITABLE */
+    uint32_t events;     /* PR_READABLE, PR_WRITABLE; never PR_EDGE */
 };
 
 struct pr_backend;
 
 struct pr_backend_ops {
     const char *name;
+
+    /* PR_EDGE works, and watching a descriptor does not keep its file open: a registration may stay
+     * while nobody waits, and go with a close that nobody has announced. */
+    bool has_edges;
 
     /*
      * Changes what is wanted of `fd` from `old_events` to `new_events`; 0 means nothing, not even

@@ -19,11 +19,14 @@
 struct pr_watch {
     int fd;              /* borrowed from the owner; -1 while stopped */
     uint32_t generation; /* of this descriptor's slot, since the watch was started */
-    uint32_t wanted;     /* PR_READABLE, PR_WRITABLE: what the owner asks for */
+    uint32_t wanted;     /* PR_READABLE, PR_WRITABLE, PR_EDGE: what the owner asks for */
     uint32_t registered; /* what the kernel was told; may be more than wanted, see pr_watch_want */
 
     /* Hears of readiness, wanted events only.  Returns 0, or non-zero to end the turn here. */
     int (*on_ready)(struct pr_watch *watch, uint32_t events);
+    /* Optional: another watch starts on this descriptor.  Stops this one and returns true, or
+     * returns false: then that one cannot start. */
+    bool (*gives_way)(struct pr_watch *watch);
     void *owner; /* borrowed */
 };
 
@@ -77,7 +80,7 @@ static inline bool pr_watch_is_active(const struct pr_watch *watch)
 
 /*
  * Starts watching `fd` for `events` (0: for nothing yet).  Returns 0 or a negative errno; -EEXIST
- * where the descriptor has a watch already.  Loop thread only.
+ * where the descriptor has a watch already that does not give way.  Loop thread only.
  */
 static inline int pr_watch_start(struct pr_watch_table *table, struct pr_watch *watch, int fd,
                                  uint32_t events)
@@ -86,7 +89,7 @@ static inline int pr_watch_start(struct pr_watch_table *table, struct pr_watch *
     if (error < 0)
         return error;
     struct pr_watch_slot *slot = &table->slots[fd];
-    if (slot->watch)
+    if (slot->watch && !(slot->watch->gives_way && slot->watch->gives_way(slot->watch)))
         return -EEXIST;
     uint32_t generation = slot->generation + 1;
     if (events) {
@@ -120,14 +123,16 @@ static inline int pr_watch_register(struct pr_watch_table *table, struct pr_watc
 /*
  * Changes what is wanted.  More is registered with the kernel at once; less only when an event that
  * nobody wants comes (see pr_loop_dispatch), so that pausing and resuming cost no system call.
- * Only for a descriptor that stays open while it is watched.  Returns 0 or a negative errno.
- * Loop thread only.
+ * With PR_EDGE less is hardly ever registered: an edge comes once, wanted or not.
+ * Only for a descriptor that stays open while it is watched, and not for a change between PR_EDGE
+ * and without.  Returns 0 or a negative errno.  Loop thread only.
  */
 static inline int pr_watch_want(struct pr_watch_table *table, struct pr_watch *watch,
                                 uint32_t events)
 {
     if (events & ~watch->registered) {
-        int error = pr_watch_register(table, watch, events);
+        uint32_t kept = events & PR_EDGE ? watch->registered : 0;
+        int error = pr_watch_register(table, watch, events | kept);
         if (error < 0)
             return error;
     }
