@@ -7,6 +7,7 @@ The path of a received byte, which is also the map of the source:
 
     run, new_event_loop     policy.py       how a program gets the loop
     Loop                    event_loop.py   asyncio's methods, over the compiled _loop
+    LoopMetrics             metrics.py      what loop.metrics() returns
     RequestQueue            request_queue.py  requests between threads, over the compiled _queue
     python -m pyreactor     cli.py          runs an unchanged asyncio program
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 from pyreactor import policy
 from pyreactor.event_loop import Loop
+from pyreactor.metrics import LoopMetrics
 from pyreactor.policy import new_event_loop, run
 from pyreactor.request_queue import QueueClosed, QueueStats, RequestQueue
 
@@ -26,6 +28,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Loop",
+    "LoopMetrics",
     "QueueClosed",
     "QueueStats",
     "RequestQueue",

@@ -1,6 +1,7 @@
 import sys
 
 from pyreactor.event_loop import Loop as Loop
+from pyreactor.metrics import LoopMetrics as LoopMetrics
 from pyreactor.policy import new_event_loop as new_event_loop
 from pyreactor.policy import run as run
 from pyreactor.request_queue import QueueClosed as QueueClosed
@@ -15,6 +16,7 @@ __version__: str
 
 __all__ = [
     "Loop",
+    "LoopMetrics",
     "QueueClosed",
     "QueueStats",
     "RequestQueue",

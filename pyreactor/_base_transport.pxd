@@ -1,6 +1,7 @@
 # The field sheet of what all transports share.
 
 from cpython.object cimport PyObject
+from libc.stdint cimport int64_t
 
 from pyreactor._loop cimport LoopCore
 
@@ -35,6 +36,7 @@ cdef class BaseTransport:
     cdef PyObject *call_with_two(
         self, str method, PyObject *first, PyObject *second) noexcept
     cdef int conclude(self, str method, PyObject *result) noexcept
+    cdef int report_if_slow(self, str method, int64_t duration_ns) noexcept
     cdef int advise_protocol(self, str method) noexcept
     cdef int begin(self, object waiter) except -1
     cdef int pause(self) except -1

@@ -19,6 +19,8 @@ from pyreactor._native cimport pr_now_ns
 
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident() nogil
+    void PyErr_Fetch(PyObject **kind, PyObject **exception, PyObject **traceback)
+    void PyErr_Restore(PyObject *kind, PyObject *exception, PyObject *traceback)
 
 
 @cython.auto_pickle(False)
@@ -53,18 +55,30 @@ cdef class BaseTransport:
     # The protocol
 
     cdef PyObject *call(self, str method, PyObject *argument) noexcept:
-        """Calls a method of the protocol; in debug mode a slow one is logged.  Or NULL, raising."""
+        """Calls a method of the protocol; a slow one is reported.  Or NULL, raising."""
         return self.call_with_two(method, argument, NULL)
 
     cdef PyObject *call_with_two(self, str method, PyObject *first, PyObject *second) noexcept:
-        cdef int64_t started_ns = pr_now_ns() if self._loop._debug else 0
+        cdef int64_t started_ns = pr_now_ns() if self._loop.measures() else 0
         cdef PyObject *result = call_method_in_context(
             <PyObject *>self.context, <PyObject *>self._protocol, <PyObject *>method,
             first, second)
-        if started_ns and result != NULL:
-            self._loop.report_duration(
-                started_ns, f'{type(self._protocol).__name__}.{method}() for {self!r}')
+        if started_ns:
+            self.report_if_slow(method, pr_now_ns() - started_ns)
         return result
+
+    cdef int report_if_slow(self, str method, int64_t duration_ns) noexcept:
+        """After a call of the protocol, whose exception stays set where it has failed."""
+        cdef PyObject *kind
+        cdef PyObject *exception
+        cdef PyObject *traceback
+        if duration_ns < self._loop.slow_ns:
+            return 0
+        PyErr_Fetch(&kind, &exception, &traceback)
+        self._loop.report_slow(
+            duration_ns, f'{type(self._protocol).__name__}.{method}() for {self!r}')
+        PyErr_Restore(kind, exception, traceback)
+        return 0
 
     cdef int advise_protocol(self, str method) noexcept:
         """pause_writing() or resume_writing(); an error in them is reported and no more."""

@@ -98,7 +98,15 @@ cdef class LoopCore:
     cdef public bint _debug
     cdef public object _task_factory
     cdef public object _current_handle  # what runs now, in debug mode
-    cdef public object slow_callback_duration  # seconds
+
+    # From when on a callback is slow, and who hears of it besides debug mode's log
+    cdef object slow_seconds  # slow_callback_duration as it was set
+    cdef int64_t slow_ns
+    cdef object slow_hook  # or None
+
+    # What metrics() has shown before, and must not go back behind
+    cdef int64_t busy_shown_ns
+    cdef int64_t idle_shown_ns
 
     # What the core's pointers refer to, where the garbage collector can see it
     cdef dict descriptor_watches  # descriptor -> DescriptorWatch
@@ -120,7 +128,8 @@ cdef class LoopCore:
     cdef int queue(self, Handle handle) except -1
     cdef int escape(self, object exception) noexcept
     cdef int raise_escaping(self) except -1
-    cdef int report_duration(self, int64_t started_ns, object what) noexcept
+    cdef bint measures(self) noexcept
+    cdef int report_slow(self, int64_t duration_ns, object what) noexcept
     cdef int report(self, dict context) noexcept
     cdef int run_turns(self) except -1
     cdef int forget_scheduled(self) except -1

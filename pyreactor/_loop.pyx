@@ -14,6 +14,7 @@ import threading
 import weakref
 from asyncio import base_events, exceptions, format_helpers
 from asyncio.log import logger
+from collections import Counter
 
 cimport cython
 from cpython.object cimport PyCallable_Check, PyObject
@@ -29,28 +30,34 @@ from pyreactor._context cimport (
 from pyreactor._errors cimport raise_errno
 from pyreactor._native cimport (
     PR_EDGE,
+    PR_HISTOGRAM_BUCKETS,
     PR_READABLE,
     PR_TIMER_IDLE,
     PR_WRITABLE,
     c_bool,
     pr_callback,
+    pr_counter_read,
+    pr_histogram,
     pr_loop_abandon_after_fork,
     pr_loop_call_soon,
+    pr_loop_cancel_timer,
     pr_loop_deinit,
     pr_loop_dispatch,
+    pr_loop_end_run,
     pr_loop_init,
     pr_loop_post,
     pr_loop_prepare,
     pr_loop_start_timer,
+    pr_loop_stats,
     pr_loop_take_inbox,
     pr_loop_take_ready,
+    pr_loop_take_timer,
     pr_loop_visit_scheduled,
     pr_loop_wait,
     pr_now_ns,
     pr_ready_queue_count,
+    pr_stats_read_times,
     pr_timer,
-    pr_timer_heap_pop,
-    pr_timer_heap_remove,
     pr_watch,
     pr_watch_find,
     pr_watch_init,
@@ -139,7 +146,7 @@ cdef class Handle:
         cdef object callback = self._callback
         cdef object args = self._args
         cdef PyObject *result
-        if self._loop._debug:
+        if self._loop.measures():
             return self.run_measured()
         result = call_in_context(
             <PyObject *>self._context, <PyObject *>callback,
@@ -150,12 +157,13 @@ cdef class Handle:
         return 0
 
     cdef int run_measured(self) noexcept:
-        """Runs it in debug mode: a callback that takes long is logged."""
+        """Runs it where somebody wants to hear of callbacks that take long."""
         cdef LoopCore loop = self._loop
         cdef object callback = self._callback
         cdef object args = self._args
         cdef int stop = 0
         cdef int64_t started_ns = pr_now_ns()
+        cdef int64_t duration_ns
         loop._current_handle = self
         result = call_in_context(
             <PyObject *>self._context, <PyObject *>callback,
@@ -164,7 +172,9 @@ cdef class Handle:
             stop = self.report_failure()
         else:
             release(result)
-        loop.report_duration(started_ns, self)
+        duration_ns = pr_now_ns() - started_ns
+        if duration_ns >= loop.slow_ns:
+            stop |= loop.report_slow(duration_ns, self)
         loop._current_handle = None
         return stop
 
@@ -280,8 +290,7 @@ cdef class TimerHandle(Handle):
         if self._cancelled:
             return
         self.forget()
-        if self.timer.heap_index != PR_TIMER_IDLE:
-            pr_timer_heap_remove(&self._loop.core.timers, &self.timer)
+        if pr_loop_cancel_timer(&self._loop.core, &self.timer):
             Py_DECREF(self)  # the heap's
 
     def when(self):
@@ -660,6 +669,11 @@ cdef int descriptor_of(object fd) except -1:
     return number
 
 
+cdef tuple read_histogram(const pr_histogram *histogram):
+    return tuple([
+        pr_counter_read(&histogram.buckets[index]) for index in range(PR_HISTOGRAM_BUCKETS)])
+
+
 cdef class LoopCore:
     """The C loop as a Python object: all of the loop that runs often."""
 
@@ -715,6 +729,10 @@ cdef class LoopCore:
 
     def _check_closed(self):
         if self._closed:
+            self.explain_unusable()
+
+    def _check_not_forked(self):
+        if self.forked:
             self.explain_unusable()
 
     def _check_thread(self):
@@ -1050,7 +1068,10 @@ cdef class LoopCore:
 
     def _run_turns(self):
         """Run turns until stop(); raises what must not be kept in the loop."""
-        self.run_turns()
+        try:
+            self.run_turns()
+        finally:
+            pr_loop_end_run(&self.core)
 
     cdef int run_turns(self) except -1:
         cdef pr_loop *core = &self.core
@@ -1094,17 +1115,100 @@ cdef class LoopCore:
             return self.escape(exc)
         return 0
 
-    cdef int report_duration(self, int64_t started_ns, object what) noexcept:
-        """In debug mode: logs what took long, a handle or a description."""
-        cdef double seconds = (pr_now_ns() - started_ns) / NS_PER_SECOND
+    # Callbacks that take long
+
+    @property
+    def slow_callback_duration(self):
+        """From how many seconds on a callback counts as slow; 0.1 unless set."""
+        return self.slow_seconds
+
+    @slow_callback_duration.setter
+    def slow_callback_duration(self, seconds):
+        self.slow_ns = deadline_of(seconds)
+        self.slow_seconds = seconds
+
+    def set_slow_callback_hook(self, hook):
+        """Call `hook(description, seconds)` after each callback that was slow; None for no more.
+
+        `description` names the callback, or the task and its coroutine, as asyncio's debug mode
+        does; `seconds` is how long it kept the loop.  What is slow is slow_callback_duration's to
+        say.  Works outside of debug mode, too: it then costs each callback two readings of the
+        clock.  The hook runs in the loop's thread; what it raises goes to the exception handler.
+        Raises TypeError for what cannot be called.
+        """
+        if hook is not None and not callable(hook):
+            raise TypeError(f'a callable object or None was expected, got {hook!r}')
+        self.slow_hook = hook
+
+    def get_slow_callback_hook(self):
+        """Return what set_slow_callback_hook() was given, or None."""
+        return self.slow_hook
+
+    cdef bint measures(self) noexcept:
+        """True where somebody wants to hear of slow callbacks."""
+        return self._debug or self.slow_hook is not None
+
+    cdef int report_slow(self, int64_t duration_ns, object what) noexcept:
+        """Tells who wants to hear of it: `what`, a handle or a description, was slow."""
+        cdef double seconds = duration_ns / NS_PER_SECOND
         try:
-            if seconds >= self.slow_callback_duration:
-                if isinstance(what, Handle):
-                    what = base_events._format_handle(what)
+            if isinstance(what, Handle):
+                what = base_events._format_handle(what)
+            if self._debug:
                 logger.warning('Executing %s took %.3f seconds', what, seconds)
+            if self.slow_hook is not None:
+                self.slow_hook(what, seconds)
+        except (SystemExit, KeyboardInterrupt) as exc:
+            return self.escape(exc)
         except BaseException as exc:
-            self.escape(exc)
+            return self.report({
+                'message': f'Exception in the slow callback hook {self.slow_hook!r}',
+                'exception': exc,
+            })
         return 0
+
+    # Figures
+
+    def _read_counters(self):
+        """Return what the core has counted, under the names of LoopMetrics.  Any thread."""
+        cdef const pr_loop_stats *stats = &self.core.stats
+        cdef int64_t busy_ns, idle_ns
+        # What leaves before what came: timers that are pending cannot be less than none.
+        timers_fired = pr_counter_read(&stats.timers_fired)
+        timers_cancelled = pr_counter_read(&stats.timers_cancelled)
+        turns = read_histogram(&stats.turns_ns)
+        with cython.critical_section(self):
+            pr_stats_read_times(stats, &busy_ns, &idle_ns)
+            self.busy_shown_ns = busy_ns = max(busy_ns, self.busy_shown_ns)
+            self.idle_shown_ns = idle_ns = max(idle_ns, self.idle_shown_ns)
+        return {
+            'turns': sum(turns),
+            'callbacks': pr_counter_read(&stats.callbacks),
+            'threadsafe_callbacks': pr_counter_read(&stats.posts),
+            'wakeups': pr_counter_read(&stats.wakeups),
+            'polls': pr_counter_read(&stats.polls),
+            'empty_polls': pr_counter_read(&stats.empty_polls),
+            'events': pr_counter_read(&stats.events),
+            'stale_events': pr_counter_read(&stats.stale_events),
+            'ready': pr_counter_read(&stats.ready),
+            'ready_max': pr_counter_read(&stats.ready_max),
+            'busy_ns': busy_ns,
+            'idle_ns': idle_ns,
+            'turn_max_ns': pr_counter_read(&stats.turn_max_ns),
+            'turns_by_log2_ns': turns,
+            'timers_fired': timers_fired,
+            'timers_cancelled': timers_cancelled,
+            'timers_pending':
+                pr_counter_read(&stats.timers_started) - timers_fired - timers_cancelled,
+            'timers_by_log2_lateness_ns': read_histogram(&stats.timer_lateness_ns),
+            'connections_accepted': pr_counter_read(&stats.accepted),
+            'bytes_received': pr_counter_read(&stats.bytes_received),
+            'bytes_sent': pr_counter_read(&stats.bytes_sent),
+        }
+
+    def _count_open(self):
+        """Return (listeners, {type: number}): what is open on the loop.  Any thread."""
+        return len(self.listeners), Counter(map(type, list(self.open_transports)))
 
     # The end
 
@@ -1118,7 +1222,7 @@ cdef class LoopCore:
                 break
             Py_DECREF(<object>callback.owner)
         while True:
-            timer = pr_timer_heap_pop(&self.core.timers)
+            timer = pr_loop_take_timer(&self.core)
             if timer == NULL:
                 break
             Py_DECREF(<object>timer.callback.owner)

@@ -37,8 +37,6 @@ cdef extern from "pyreactor/timer_heap.h":
         size_t heap_index
     ctypedef struct pr_timer_heap "struct pr_timer_heap":
         size_t count
-    void pr_timer_heap_remove(pr_timer_heap *heap, pr_timer *timer)
-    pr_timer *pr_timer_heap_pop(pr_timer_heap *heap)
 
 
 cdef extern from "pyreactor/backend.h":
@@ -102,14 +100,39 @@ cdef extern from "pyreactor/watch.h":
     void pr_watch_stop(pr_watch_table *table, pr_watch *watch)
 
 
+cdef extern from "pyreactor/stats.h" nogil:
+    ctypedef struct pr_counter:
+        pass
+    ctypedef struct pr_stopwatch:
+        pass
+    ctypedef struct pr_histogram "struct pr_histogram":
+        pr_counter *buckets
+    int PR_HISTOGRAM_BUCKETS
+    ctypedef struct pr_loop_stats "struct pr_loop_stats":
+        pr_counter callbacks
+        pr_counter posts
+        pr_counter wakeups
+        pr_counter polls
+        pr_counter empty_polls
+        pr_counter events
+        pr_counter stale_events
+        pr_counter ready
+        pr_counter ready_max
+        pr_counter turn_max_ns
+        pr_histogram turns_ns
+        pr_counter timers_started
+        pr_counter timers_fired
+        pr_counter timers_cancelled
+        pr_histogram timer_lateness_ns
+        pr_counter accepted
+        pr_counter bytes_received
+        pr_counter bytes_sent
+    uint64_t pr_counter_read(const pr_counter *counter)
+    void pr_stats_read_times(const pr_loop_stats *stats, int64_t *busy_ns, int64_t *idle_ns)
+
+
 cdef extern from "pyreactor/loop.h" nogil:
     size_t PR_RECEIVE_BUFFER_BYTES
-    ctypedef struct pr_loop_stats "struct pr_loop_stats":
-        uint64_t turns
-        uint64_t polls
-        uint64_t events
-        uint64_t stale_events
-        uint64_t callbacks
     ctypedef struct pr_loop "struct pr_loop":
         pr_backend backend
         pr_watch_table watches
@@ -124,12 +147,15 @@ cdef extern from "pyreactor/loop.h" nogil:
     int64_t pr_loop_prepare(pr_loop *loop)
     int pr_loop_wait(pr_loop *loop, int64_t timeout_ns)
     int pr_loop_dispatch(pr_loop *loop)
+    void pr_loop_end_run(pr_loop *loop)
     void pr_loop_post(pr_loop *loop, pr_callback *callback)
     void pr_loop_wakeup(pr_loop *loop)
     void pr_loop_take_inbox(pr_loop *loop)
     pr_callback *pr_loop_take_ready(pr_loop *loop)
     int pr_loop_call_soon(pr_loop *loop, pr_callback *callback)
     int pr_loop_start_timer(pr_loop *loop, pr_timer *timer)
+    bint pr_loop_cancel_timer(pr_loop *loop, pr_timer *timer)
+    pr_timer *pr_loop_take_timer(pr_loop *loop)
 
 
 cdef extern from "pyreactor/loop.h":

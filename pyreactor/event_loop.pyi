@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, TypeVarTuple
 
 from pyreactor._loop import LoopCore
+from pyreactor.metrics import LoopMetrics
 from pyreactor.server import Server
 from pyreactor.sock import SockMethods
 
@@ -22,6 +23,7 @@ class Loop(SockMethods, LoopCore, asyncio.SelectorEventLoop):  # type: ignore[mi
         self, sig: int, callback: Callable[[*_Ts], object], *args: *_Ts
     ) -> None: ...
     def remove_signal_handler(self, sig: int) -> bool: ...
+    def metrics(self) -> LoopMetrics: ...
     async def create_server(
         self, *args: Any, start_serving: bool = True, **kwargs: Any
     ) -> Server: ...

@@ -69,6 +69,7 @@ static int hand_over(struct pr_datagram_endpoint *endpoint, struct received *rec
     for (int i = 0; i < count && pr_watch_is_active(&endpoint->watch); i++) {
         const struct mmsghdr *message = &received->messages[i];
         received->sources[i].size = message->msg_hdr.msg_namelen;
+        pr_counter_add(&endpoint->loop->stats.bytes_received, message->msg_len);
         int stop = message->msg_hdr.msg_flags & MSG_TRUNC
                        ? handler->on_error(endpoint, -EMSGSIZE, false)
                        : handler->on_received(endpoint, received->vectors[i].iov_base,
@@ -263,6 +264,15 @@ static ssize_t send_many(struct pr_datagram_endpoint *endpoint, size_t most)
     return (ssize_t)sent;
 }
 
+/* Counts the first `gone` as sent. */
+static void count_sent(struct pr_datagram_endpoint *endpoint, size_t gone)
+{
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < gone; i++)
+        bytes += slot_at(endpoint, i)->size;
+    pr_counter_add(&endpoint->loop->stats.bytes_sent, bytes);
+}
+
 static ssize_t send_one(struct pr_datagram_endpoint *endpoint, const struct pr_datagram *datagram)
 {
     ssize_t sent =
@@ -295,6 +305,8 @@ static int send_queued(struct pr_datagram_endpoint *endpoint)
         if (sent == -EAGAIN)
             break;
         size_t gone = sent < 0 ? 1 : (size_t)sent;
+        if (sent > 0)
+            count_sent(endpoint, gone);
         drop(endpoint, gone);
         if (sent < 0 && pr_watch_is_active(&endpoint->watch))
             stop = endpoint->handler->on_error(endpoint, (int)sent, true);

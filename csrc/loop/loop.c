@@ -13,6 +13,7 @@ static int on_wakeup(struct pr_watch *watch, uint32_t events)
     (void)events;
     struct pr_loop *loop = watch->owner;
     pr_wakeup_drain(&loop->wakeup);
+    pr_counter_add(&loop->stats.wakeups, 1);
     return 0;
 }
 
@@ -81,16 +82,32 @@ void pr_loop_take_inbox(struct pr_loop *loop)
     struct pr_callback *callback = pr_wakeup_take_inbox(&loop->wakeup);
     while (callback) {
         struct pr_callback *next = callback->next;
+        pr_counter_add(&loop->stats.posts, 1);
         if (pr_ready_queue_push(&loop->ready, callback) < 0)
             abort(); /* a pointer's worth of memory is not to be had: nothing can go on */
         callback = next;
     }
 }
 
+/* The turn that began at now_ns is over. */
+static void count_turn(struct pr_loop *loop, int64_t end_ns)
+{
+    uint64_t duration_ns = (uint64_t)(end_ns - loop->now_ns);
+    pr_histogram_add(&loop->stats.turns_ns, duration_ns);
+    pr_counter_raise(&loop->stats.turn_max_ns, duration_ns);
+}
+
 int64_t pr_loop_prepare(struct pr_loop *loop)
 {
     pr_loop_take_inbox(loop);
-    loop->now_ns = pr_now_ns();
+    int64_t now_ns = pr_now_ns();
+    if (loop->running) {
+        count_turn(loop, now_ns);
+    } else {
+        loop->running = true;
+        pr_stopwatch_start(&loop->stats.running, now_ns);
+    }
+    loop->now_ns = now_ns;
     if (pr_ready_queue_count(&loop->ready))
         return 0;
     if (!loop->timers.count)
@@ -112,18 +129,26 @@ int pr_loop_wait(struct pr_loop *loop, int64_t timeout_ns)
     if (timeout_ns == 0 && may_skip_poll(loop))
         return 0;
     bool sleeps = timeout_ns != 0 && pr_wakeup_begin_sleep(&loop->wakeup);
+    if (sleeps)
+        pr_stopwatch_start(&loop->stats.idle, loop->now_ns);
     int count = loop->backend.ops->wait(&loop->backend, loop->events, PR_EVENTS_PER_TURN_MAX,
                                         sleeps ? timeout_ns : 0);
     if (sleeps) {
         pr_wakeup_end_sleep(&loop->wakeup);
         loop->now_ns = pr_now_ns();
+        pr_stopwatch_stop(&loop->stats.idle, loop->now_ns);
     }
-    loop->stats.polls++;
+    pr_counter_add(&loop->stats.polls, 1);
     loop->polled_ns = loop->now_ns;
     if (count < 0)
         return count == -EINTR ? 0 : count;
     loop->event_count = count;
-    loop->empty_polls = count ? 0 : loop->empty_polls + 1;
+    if (count) {
+        loop->empty_polls = 0;
+    } else {
+        loop->empty_polls++;
+        pr_counter_add(&loop->stats.empty_polls, 1);
+    }
     return 0;
 }
 
@@ -136,8 +161,12 @@ static size_t take_due_timers(struct pr_loop *loop)
         if (pr_ready_queue_push(&loop->ready, &timer->callback) < 0)
             break; /* it stays in the heap: the next turn tries again */
         pr_timer_heap_remove(&loop->timers, timer);
+        pr_histogram_add(&loop->stats.timer_lateness_ns,
+                         (uint64_t)loop->now_ns - (uint64_t)timer->deadline_ns);
         count++;
     }
+    if (count)
+        pr_counter_add(&loop->stats.timers_fired, count);
     return count;
 }
 
@@ -165,13 +194,15 @@ static inline int after_callback(struct pr_loop *loop, int result)
 static int run_ready(struct pr_loop *loop, size_t count)
 {
     int result = 0;
-    while (count-- && !result) {
+    size_t run = 0;
+    while (run < count && !result) {
         struct pr_callback *callback = pr_ready_queue_pop(&loop->ready);
         if (!callback)
             break;
-        loop->stats.callbacks++;
+        run++;
         result = after_callback(loop, callback->run(callback));
     }
+    pr_counter_add(&loop->stats.callbacks, run);
     return result;
 }
 
@@ -188,7 +219,7 @@ static int dispatch_event(struct pr_loop *loop, const struct pr_ready_event *eve
 {
     struct pr_watch *watch = pr_watch_find(&loop->watches, event->fd);
     if (!watch || watch->generation != event->generation) {
-        loop->stats.stale_events++;
+        pr_counter_add(&loop->stats.stale_events, 1);
         return 0;
     }
     uint32_t wanted = event->events & watch->wanted;
@@ -200,7 +231,7 @@ static int dispatch_event(struct pr_loop *loop, const struct pr_ready_event *eve
 static int dispatch_events(struct pr_loop *loop)
 {
     int result = 0;
-    loop->stats.events += (uint64_t)loop->event_count;
+    pr_counter_add(&loop->stats.events, (uint64_t)loop->event_count);
     for (int i = 0; i < loop->event_count && !result; i++)
         result = dispatch_event(loop, &loop->events[i]);
     loop->event_count = 0;
@@ -211,7 +242,8 @@ int pr_loop_dispatch(struct pr_loop *loop)
 {
     size_t ready = pr_ready_queue_count(&loop->ready);
     size_t due = take_due_timers(loop);
-    loop->stats.turns++;
+    pr_counter_set(&loop->stats.ready, ready + due);
+    pr_counter_raise(&loop->stats.ready_max, ready + due);
     loop->dispatching = true;
     int result = run_ready(loop, ready);
     if (!result)
@@ -220,6 +252,16 @@ int pr_loop_dispatch(struct pr_loop *loop)
         result = run_ready(loop, due);
     loop->dispatching = false;
     return result;
+}
+
+void pr_loop_end_run(struct pr_loop *loop)
+{
+    if (!loop->running)
+        return;
+    int64_t now_ns = pr_now_ns();
+    count_turn(loop, now_ns);
+    pr_stopwatch_stop(&loop->stats.running, now_ns);
+    loop->running = false;
 }
 
 int pr_loop_run_once(struct pr_loop *loop, int64_t timeout_ns)
@@ -245,6 +287,14 @@ struct pr_callback *pr_loop_take_ready(struct pr_loop *loop)
 {
     pr_loop_take_inbox(loop);
     return pr_ready_queue_pop(&loop->ready);
+}
+
+struct pr_timer *pr_loop_take_timer(struct pr_loop *loop)
+{
+    struct pr_timer *timer = pr_timer_heap_pop(&loop->timers);
+    if (timer)
+        pr_counter_add(&loop->stats.timers_cancelled, 1);
+    return timer;
 }
 
 int pr_loop_visit_scheduled(const struct pr_loop *loop,

@@ -53,6 +53,7 @@ static int on_ready(struct pr_watch *watch, uint32_t events)
         int fd =
             accept4(watch->fd, (struct sockaddr *)&peer, &peer_size, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) {
+            pr_counter_add(&listener->loop->stats.accepted, 1);
             stop =
                 listener->handler->on_accepted(listener, fd, (struct sockaddr *)&peer, peer_size);
         } else {

@@ -34,8 +34,10 @@ static int receive(struct pr_stream *stream)
             return handler->on_received(stream, buffer, 0);
     }
     ssize_t count = recv(stream->watch.fd, buffer, size, 0);
-    if (count > 0)
+    if (count > 0) {
+        pr_counter_add(&stream->loop->stats.bytes_received, (uint64_t)count);
         return handler->on_received(stream, buffer, (size_t)count);
+    }
     int error = count < 0 ? -errno : 0;
     int stop = 0;
     if (handler->acquire_buffer) /* gives the lent buffer back */
@@ -83,6 +85,7 @@ static int send_queued(struct pr_stream *stream)
             return update_interest(stream, true);
         if (sent < 0)
             return (int)sent;
+        pr_counter_add(&stream->loop->stats.bytes_sent, (uint64_t)sent);
         pr_write_queue_consume(&stream->writes, (size_t)sent);
         if (!pr_watch_is_active(&stream->watch))
             return 0;
@@ -223,6 +226,7 @@ ssize_t pr_stream_send_now(struct pr_stream *stream, const char *data, size_t si
     while (sent < 0 && errno == EINTR);
     if (sent < 0)
         return errno == EAGAIN ? 0 : -errno;
+    pr_counter_add(&stream->loop->stats.bytes_sent, (uint64_t)sent);
     return sent;
 }
 

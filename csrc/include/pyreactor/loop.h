@@ -15,6 +15,7 @@
 #include "pyreactor/backend.h"
 #include "pyreactor/callback.h"
 #include "pyreactor/ready_queue.h"
+#include "pyreactor/stats.h"
 #include "pyreactor/timer_heap.h"
 #include "pyreactor/wakeup.h"
 #include "pyreactor/watch.h"
@@ -37,14 +38,6 @@ struct pr_flush {
     int (*run)(struct pr_flush *flush);
 };
 
-struct pr_loop_stats {
-    uint64_t turns;
-    uint64_t polls; /* waits that reached the kernel */
-    uint64_t events;
-    uint64_t stale_events;
-    uint64_t callbacks;
-};
-
 struct pr_loop {
     struct pr_backend backend;
     struct pr_watch_table watches;
@@ -54,8 +47,9 @@ struct pr_loop {
     struct pr_watch wakeup_watch;
     struct pr_flush flushes; /* list head */
     bool dispatching;        /* a callback may be running */
+    bool running;            /* turns follow each other: see pr_loop_end_run() */
 
-    int64_t now_ns;    /* read once a turn, in prepare */
+    int64_t now_ns;    /* read once a turn, in prepare, and once more after a sleep */
     int64_t polled_ns; /* the last poll */
     unsigned empty_polls;
 
@@ -98,6 +92,12 @@ int pr_loop_wait(struct pr_loop *loop, int64_t timeout_ns);
  */
 int pr_loop_dispatch(struct pr_loop *loop);
 
+/*
+ * Says that no turn follows for now: until the next pr_loop_prepare() the loop counts its time
+ * neither as busy nor as idle.  Loop thread only; not from a callback.
+ */
+void pr_loop_end_run(struct pr_loop *loop);
+
 /* One turn: prepare, wait (at most `timeout_ns` if that is not negative), dispatch.
  * Loop thread only. */
 int pr_loop_run_once(struct pr_loop *loop, int64_t timeout_ns);
@@ -114,6 +114,9 @@ void pr_loop_take_inbox(struct pr_loop *loop);
 /* Takes back the next callback that is ready or in the inbox, without running it; NULL at the end.
  * Loop thread only. */
 struct pr_callback *pr_loop_take_ready(struct pr_loop *loop);
+
+/* Takes back the earliest timer, which counts as cancelled; NULL at the end.  Loop thread only. */
+struct pr_timer *pr_loop_take_timer(struct pr_loop *loop);
 
 /*
  * Calls `visit` for each callback that is ready, in the inbox or a timer's, until it returns
@@ -132,7 +135,20 @@ static inline int pr_loop_call_soon(struct pr_loop *loop, struct pr_callback *ca
 /* Schedules an idle timer by its deadline_ns.  Returns 0 or -ENOMEM.  Loop thread only. */
 static inline int pr_loop_start_timer(struct pr_loop *loop, struct pr_timer *timer)
 {
-    return pr_timer_heap_push(&loop->timers, timer);
+    int error = pr_timer_heap_push(&loop->timers, timer);
+    if (error == 0)
+        pr_counter_add(&loop->stats.timers_started, 1);
+    return error;
+}
+
+/* Takes back a timer that has not fired.  Returns false where it is idle.  Loop thread only. */
+static inline bool pr_loop_cancel_timer(struct pr_loop *loop, struct pr_timer *timer)
+{
+    if (timer->heap_index == PR_TIMER_IDLE)
+        return false;
+    pr_timer_heap_remove(&loop->timers, timer);
+    pr_counter_add(&loop->stats.timers_cancelled, 1);
+    return true;
 }
 
 /* Asks for flush->run() when the running callback returns.  Loop thread only. */
