@@ -11,6 +11,8 @@ CSRC = {
     "_loop": [
         "csrc/backend/backend.c",
         "csrc/backend/epoll.c",
+        "csrc/backend/uring.c",
+        "csrc/backend/uring_map.c",
         "csrc/loop/loop.c",
         "csrc/loop/ready_queue.c",
         "csrc/loop/timer_heap.c",

@@ -27,6 +27,7 @@ from pyreactor._context cimport (
     raise_pending,
     release,
 )
+from pyreactor.backend import io_uring_refusal
 from pyreactor._errors cimport raise_errno
 from pyreactor._native cimport (
     PR_EDGE,
@@ -365,8 +366,9 @@ cdef class Waiter:
 
     cdef int abandon(self) except -1:
         self.callback = None
-        if self.watch is not None:
-            self.watch.remove(self)
+        cdef DescriptorWatch watch = self.watch  # kept alive: it forgets the waiter, who holds it
+        if watch is not None:
+            watch.remove(self)
         return 0
 
     cdef int resume(self) noexcept:
@@ -426,11 +428,12 @@ cdef class Waiter:
 
     def cancel(self, msg=None):
         """Stop waiting; the task hears of it in the next turn.  Returns False where it is over."""
-        if self.watch is None:
+        cdef DescriptorWatch watch = self.watch  # as in abandon()
+        if watch is None:
             return False
         self.cancelled = True
         self.cancel_message = msg
-        self.watch.remove(self)
+        watch.remove(self)
         self.end_soon()
         return True
 
@@ -691,8 +694,12 @@ cdef class LoopCore:
         if error < 0:
             if error == -95:  # ENOTSUP
                 raise ValueError(
-                    f"there is no backend {backend!r}: choose 'auto' or 'epoll' "
+                    f"there is no backend {backend!r}: choose 'auto', 'epoll' or 'io_uring' "
                     f"(argument `backend` or environment variable PYREACTOR_BACKEND)")
+            if backend == 'io_uring':
+                raise OSError(
+                    -error, f"io_uring cannot be used here, choose the backend 'auto' or 'epoll': "
+                    f"{io_uring_refusal(-error)}")
             raise_errno(error)
         self.alive = True
         self._closed = False
@@ -703,7 +710,7 @@ cdef class LoopCore:
 
     @property
     def backend(self):
-        """The name of the kernel interface in use: 'epoll'."""
+        """The name of the kernel interface in use: 'epoll' or 'io_uring'."""
         return self.core.backend.ops.name.decode()
 
     # Checks

@@ -63,9 +63,9 @@ class WatchedDescriptors:
 class Loop(SockMethods, LoopCore, unix_events.SelectorEventLoop):
     """An asyncio event loop on the C core.
 
-    `backend` is 'auto' (the default) or 'epoll'; the environment variable PYREACTOR_BACKEND is
-    asked where it is not given.  Raises ValueError for any other and OSError where the kernel
-    gives no descriptors.
+    `backend` is 'auto' (the default), 'epoll' or 'io_uring'; the environment variable
+    PYREACTOR_BACKEND is asked where it is not given.  Raises ValueError for any other, and OSError
+    where the kernel gives no descriptors or refuses io_uring.
     """
 
     def __init__(self, *, backend=None):

@@ -10,12 +10,10 @@ import sys
 import sysconfig
 
 import pyreactor
+from pyreactor.backend import io_uring_refusal
 
-# The same numbers on x86-64 and aarch64.
-SYS_IO_URING_SETUP = 425
+# The same number on x86-64 and aarch64.
 SYS_EPOLL_PWAIT2 = 441
-
-IO_URING_DISABLED = "/proc/sys/kernel/io_uring_disabled"
 
 
 def report() -> str:
@@ -28,7 +26,7 @@ def report() -> str:
         ("kernel", _kernel()),
         ("  epoll", _epoll()),
         ("  epoll_pwait2", _epoll_pwait2()),
-        ("  io_uring", f"{_io_uring()}; pyreactor has no io_uring backend yet"),
+        ("  io_uring", _io_uring()),
     ]
     return "".join(f"{name:<16}{value}\n" for name, value in lines)
 
@@ -80,29 +78,11 @@ def _epoll_pwait2() -> str:
 
 
 def _io_uring() -> str:
-    # No parameters: an allowed call fails with EFAULT or EINVAL, and makes no ring.
-    match _probe(SYS_IO_URING_SETUP, 0, None):
-        case None:
-            return "unknown: this Python has no ctypes"
-        case errno.EFAULT | errno.EINVAL:
-            return "yes"
-        case errno.ENOSYS:
-            return "no: the kernel has none, or a seccomp filter hides it"
-        case errno.EPERM:
-            return f"no: {_why_io_uring_is_forbidden()}"
-        case error:
-            return f"no: {os.strerror(error)}"
-
-
-def _why_io_uring_is_forbidden() -> str:
     try:
-        with open(IO_URING_DISABLED) as file:
-            setting = file.read().strip()
-    except OSError:
-        setting = "0"
-    if setting == "0":
-        return "forbidden by a seccomp filter, such as a container's"
-    return f"kernel.io_uring_disabled={setting}"
+        pyreactor.Loop(backend="io_uring").close()
+    except OSError as error:
+        return f"no: {io_uring_refusal(error.errno or 0)}"
+    return "yes"
 
 
 def _probe(number: int, *args: int | None) -> int | None:

@@ -33,6 +33,7 @@ def pytest_configure(config):
     for marker in (
         "asyncio_differs(reason, when=True): not on asyncio, which behaves otherwise there;"
         " `when` limits it to some Python versions",
+        "epoll_only(reason): not with io_uring, which behaves otherwise there",
         "pyreactor_only: tests something asyncio does not have",
         f"time_limit(seconds): how long the test may take; {TEST_SECONDS_MAX} s without it",
     ):
@@ -55,6 +56,9 @@ def pytest_collection_modifyitems(config, items):
             deselected.append(item)
             continue
         kept.append(item)
+        for marker in item.iter_markers("epoll_only"):
+            if BACKEND == "io_uring" and not on_asyncio:
+                item.add_marker(pytest.mark.skip(reason=f"io_uring differs: {marker.args[0]}"))
         for marker in item.iter_markers("asyncio_differs"):
             (reason,) = marker.args
             if on_asyncio and marker.kwargs.get("when", True):

@@ -336,6 +336,7 @@ async def test_a_call_for_a_closed_socket_fails_when_its_number_is_used_again(lo
             assert await waiting == b"more"
 
 
+@pytest.mark.epoll_only("a wait holds the file until it ends")
 async def test_a_socket_closed_while_a_call_waits_lets_it_be_cancelled(loop, pair):
     near, far = pair
     receiving = asyncio.create_task(loop.sock_recv(near, 10))
@@ -403,6 +404,7 @@ def told_to_epoll(fd):
     return told
 
 
+@pytest.mark.epoll_only("the kernel is told of each wait")
 @pytest.mark.pyreactor_only
 async def test_a_registration_stays_as_long_as_the_socket(loop, pair):
     near, far = pair

@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <string.h>
 
-static const struct pr_backend_ops *const backends[] = {&pr_epoll_ops};
+static const struct pr_backend_ops *const backends[] = {&pr_epoll_ops, &pr_uring_ops};
 
 const struct pr_backend_ops *pr_backend_find(const char *name)
 {

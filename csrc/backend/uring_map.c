@@ -17,6 +17,7 @@
 /* One number on every architecture that we run on. */
 #define SETUP 425
 #define ENTER 426
+#define REGISTER 427
 
 #define OFFSET_RINGS 0
 #define OFFSET_SQES 0x10000000
@@ -25,6 +26,10 @@
 #define ENTER_EXT_ARG (1u << 3)
 
 #define SQ_CQ_OVERFLOW (1u << 1)
+#define SQ_TASKRUN (1u << 2)
+
+#define REGISTER_ENABLE_RINGS 12
+#define REGISTER_PBUF_RING 22
 
 #define FEATURES_NEEDED                                                                            \
     (PR_URING_FEATURE_SINGLE_MAP | PR_URING_FEATURE_NO_DROP | PR_URING_FEATURE_EXT_ARG)
@@ -58,13 +63,23 @@ struct timeout {
     int64_t nanoseconds;
 };
 
+struct buffer_registration {
+    uint64_t address;
+    uint32_t entries;
+    uint16_t group, flags;
+    uint64_t reserved[3];
+};
+
 static_assert(sizeof(struct pr_uring_sqe) == 64, "the kernel's struct io_uring_sqe");
 static_assert(sizeof(struct pr_uring_cqe) == 16, "the kernel's struct io_uring_cqe");
+static_assert(sizeof(struct pr_uring_buffer) == 16, "the kernel's struct io_uring_buf");
 static_assert(sizeof(struct setup) == 120, "the kernel's struct io_uring_params");
 
-int pr_uring_map_init(struct pr_uring_map *map, uint32_t entries, uint32_t flags)
+int pr_uring_map_init(struct pr_uring_map *map, uint32_t entries, uint32_t cq_entries,
+                      uint32_t flags)
 {
-    struct setup setup = {.flags = flags};
+    struct setup setup = {.flags = flags | (cq_entries ? PR_URING_SETUP_CQSIZE : 0),
+                          .cq_entries = cq_entries};
     int error;
     *map = (struct pr_uring_map){.fd = -1};
     map->fd = (int)syscall(SETUP, entries, &setup);
@@ -126,6 +141,19 @@ void pr_uring_map_deinit(struct pr_uring_map *map)
     map->fd = -1;
 }
 
+int pr_uring_map_enable(struct pr_uring_map *map)
+{
+    return syscall(REGISTER, map->fd, REGISTER_ENABLE_RINGS, NULL, 0) < 0 ? -errno : 0;
+}
+
+int pr_uring_map_register_buffers(struct pr_uring_map *map, struct pr_uring_buffer *buffers,
+                                  uint32_t count, uint16_t group)
+{
+    struct buffer_registration registration = {
+        .address = (uint64_t)(uintptr_t)buffers, .entries = count, .group = group};
+    return syscall(REGISTER, map->fd, REGISTER_PBUF_RING, &registration, 1) < 0 ? -errno : 0;
+}
+
 struct pr_uring_sqe *pr_uring_map_next_sqe(struct pr_uring_map *map)
 {
     /* Pairs with the kernel's release of what it has read. */
@@ -150,14 +178,33 @@ int pr_uring_map_submit(struct pr_uring_map *map)
     }
 }
 
-int pr_uring_map_wait(struct pr_uring_map *map, int64_t timeout_ns)
+/* Enters the kernel with `submissions` to take and waits. */
+static int enter(struct pr_uring_map *map, uint32_t submissions, int64_t timeout_ns)
 {
     struct timeout timeout = {.seconds = timeout_ns / PR_NS_PER_SECOND,
                               .nanoseconds = timeout_ns % PR_NS_PER_SECOND};
     struct wait_argument argument = {.timeout = timeout_ns < 0 ? 0 : (uint64_t)(uintptr_t)&timeout};
-    long done = syscall(ENTER, map->fd, 0, timeout_ns == 0 ? 0 : 1, ENTER_GETEVENTS | ENTER_EXT_ARG,
-                        &argument, sizeof argument);
+    long done = syscall(ENTER, map->fd, submissions, timeout_ns == 0 ? 0 : 1,
+                        ENTER_GETEVENTS | ENTER_EXT_ARG, &argument, sizeof argument);
     return done < 0 && errno != ETIME ? -errno : 0;
+}
+
+int pr_uring_map_wait(struct pr_uring_map *map, int64_t timeout_ns)
+{
+    return enter(map, 0, timeout_ns);
+}
+
+int pr_uring_map_enter(struct pr_uring_map *map, int64_t timeout_ns)
+{
+    /* Pairs with the kernel's acquire: publishes the submissions. */
+    atomic_store_explicit(map->sq_tail, map->sq_next, memory_order_release);
+    return enter(map, pr_uring_map_prepared(map), timeout_ns);
+}
+
+bool pr_uring_map_has_work(const struct pr_uring_map *map)
+{
+    return atomic_load_explicit(map->sq_flags, memory_order_relaxed) &
+           (SQ_CQ_OVERFLOW | SQ_TASKRUN);
 }
 
 bool pr_uring_map_has_overflow(const struct pr_uring_map *map)
@@ -167,12 +214,10 @@ bool pr_uring_map_has_overflow(const struct pr_uring_map *map)
 
 bool pr_uring_map_pop(struct pr_uring_map *map, struct pr_uring_cqe *cqe)
 {
-    uint32_t head = atomic_load_explicit(map->cq_head, memory_order_relaxed);
-    /* Pairs with the kernel's release of the completion. */
-    if (head == atomic_load_explicit(map->cq_tail, memory_order_acquire))
+    const struct pr_uring_cqe *oldest = pr_uring_map_peek(map);
+    if (!oldest)
         return false;
-    *cqe = map->cqes[head & map->cq_mask];
-    /* Pairs with the kernel's acquire: the place is free. */
-    atomic_store_explicit(map->cq_head, head + 1, memory_order_release);
+    *cqe = *oldest;
+    pr_uring_map_advance(map);
     return true;
 }

@@ -39,7 +39,7 @@ static struct uring_demux *of(struct pr_demux *demux)
 
 static int uring_init(struct pr_demux *demux)
 {
-    int error = pr_uring_map_init(&of(demux)->map, ENTRIES, 0);
+    int error = pr_uring_map_init(&of(demux)->map, ENTRIES, 0, 0);
     if (error == 0)
         pr_interests_init(&of(demux)->interests);
     return error;

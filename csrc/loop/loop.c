@@ -4,6 +4,7 @@
 #include "pyreactor/loop.h"
 
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "pyreactor/clock.h"
@@ -58,6 +59,11 @@ free_receive_buffer:
 
 void pr_loop_deinit(struct pr_loop *loop)
 {
+    while (loop->event_next < loop->event_count) { /* what a last turn left over */
+        const struct pr_ready_event *event = &loop->events[loop->event_next++];
+        if (event->events & PR_SENT)
+            (void)event->send->on_sent(event->send, event->result);
+    }
     pr_watch_stop(&loop->watches, &loop->wakeup_watch);
     pr_wakeup_deinit(&loop->wakeup);
     loop->backend.ops->deinit(&loop->backend);
@@ -125,7 +131,9 @@ static bool may_skip_poll(const struct pr_loop *loop)
 
 int pr_loop_wait(struct pr_loop *loop, int64_t timeout_ns)
 {
-    loop->event_count = 0;
+    if (loop->event_next < loop->event_count) /* a callback has ended the last turn */
+        return 0;
+    loop->event_next = loop->event_count = 0;
     if (timeout_ns == 0 && may_skip_poll(loop))
         return 0;
     bool sleeps = timeout_ns != 0 && pr_wakeup_begin_sleep(&loop->wakeup);
@@ -228,13 +236,36 @@ static int dispatch_event(struct pr_loop *loop, const struct pr_ready_event *eve
     return wanted ? after_callback(loop, watch->on_ready(watch, wanted)) : 0;
 }
 
+static int dispatch_received(struct pr_loop *loop, const struct pr_ready_event *event)
+{
+    const struct pr_completion_ops *completion = loop->backend.ops->completion;
+    struct pr_watch *watch = pr_watch_find(&loop->watches, event->fd);
+    int result = 0;
+    if (!watch || watch->generation != event->generation) {
+        pr_counter_add(&loop->stats.stale_events, 1);
+    } else if (watch->wanted & (PR_RECEIVED | PR_READABLE)) {
+        result = after_callback(loop, watch->on_received(watch, event->data, event->result));
+    } else {
+        (void)pr_watch_register(&loop->watches, watch, watch->wanted);
+        completion->hold_data(&loop->backend, event);
+    }
+    completion->return_data(&loop->backend, event);
+    return result;
+}
+
 static int dispatch_events(struct pr_loop *loop)
 {
     int result = 0;
-    pr_counter_add(&loop->stats.events, (uint64_t)loop->event_count);
-    for (int i = 0; i < loop->event_count && !result; i++)
-        result = dispatch_event(loop, &loop->events[i]);
-    loop->event_count = 0;
+    while (loop->event_next < loop->event_count && !result) {
+        const struct pr_ready_event *event = &loop->events[loop->event_next++];
+        pr_counter_add(&loop->stats.events, 1);
+        if (event->events & PR_RECEIVED)
+            result = dispatch_received(loop, event);
+        else if (event->events & PR_SENT)
+            result = after_callback(loop, event->send->on_sent(event->send, event->result));
+        else
+            result = dispatch_event(loop, event);
+    }
     return result;
 }
 
@@ -256,6 +287,8 @@ int pr_loop_dispatch(struct pr_loop *loop)
 
 void pr_loop_end_run(struct pr_loop *loop)
 {
+    if (loop->backend.ops->completion)
+        loop->backend.ops->completion->quiesce(&loop->backend);
     if (!loop->running)
         return;
     int64_t now_ns = pr_now_ns();

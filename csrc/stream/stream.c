@@ -4,21 +4,80 @@
 #include "pyreactor/stream.h"
 
 #include <errno.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
 
 /* The kernel takes at most IOV_MAX (1024) vectors; fewer keep the array on the stack small. */
 #define VECTORS_PER_SEND_MAX 64
+#define VECTORS_PER_SUBMITTED_SEND_MAX 8 /* these stay in memory; what is left follows */
 
-static int update_interest(struct pr_stream *stream, bool sending)
+/* More is sent while it is in the caches, not when the loop waits. */
+#define SUBMITTED_SEND_BYTES_MAX 8192
+
+/* How many receives in a row have to be small before the backend receives again. */
+#define SMALL_RECEIVES_BEFORE_COMPLETION 16
+
+/* What a backend sends by itself for a stream. */
+struct pr_stream_send {
+    struct pr_send send;
+    struct iovec vectors[VECTORS_PER_SUBMITTED_SEND_MAX];
+    struct pr_stream *stream; /* borrowed; NULL once that has stopped */
+    /* What was queued when it stopped; released when the kernel is done. */
+    struct pr_write_queue abandoned;
+};
+
+static const struct pr_completion_ops *completion_of(const struct pr_stream *stream)
 {
-    uint32_t wanted = (stream->reading ? PR_READABLE : 0) | (sending ? PR_WRITABLE : 0);
+    return stream->loop->backend.ops->completion;
+}
+
+/* Large receives are cheaper when the stream makes them itself, into the loop's one warm buffer:
+ * the backend's buffers are many, small and cold. */
+static bool receives_in_bulk(const struct pr_stream *stream)
+{
+    return stream->full_receives != 0;
+}
+
+static int update_interest(struct pr_stream *stream, bool waits_for_room)
+{
+    bool completes =
+        completion_of(stream) && !stream->handler->acquire_buffer && !receives_in_bulk(stream);
+    uint32_t reading = completes ? PR_RECEIVED : PR_READABLE;
+    uint32_t wanted = (stream->reading ? reading : 0) | (waits_for_room ? PR_WRITABLE : 0);
     return pr_watch_want(&stream->loop->watches, &stream->watch, wanted);
 }
 
 /* True while the kernel's buffer is full and the next send waits for room. */
-static bool is_blocked(const struct pr_stream *stream)
+static bool waits_for_room(const struct pr_stream *stream)
 {
     return stream->watch.wanted & PR_WRITABLE;
+}
+
+/* True while what is queued leaves by itself, sooner or later. */
+static bool is_blocked(const struct pr_stream *stream)
+{
+    return stream->is_sending || waits_for_room(stream);
+}
+
+static int end_or_error(struct pr_stream *stream, int error)
+{
+    if (error < 0)
+        return stream->handler->on_error(stream, error, false);
+    (void)pr_stream_set_reading(stream, false);
+    return stream->handler->on_end(stream);
+}
+
+/* Chooses who makes the next receive, by the size of this one. */
+static void note_receive(struct pr_stream *stream, size_t size)
+{
+    bool was_in_bulk = receives_in_bulk(stream);
+    if (size >= PR_RECEIVED_BYTES_MAX)
+        stream->full_receives = SMALL_RECEIVES_BEFORE_COMPLETION;
+    else if (was_in_bulk)
+        stream->full_receives--;
+    if (receives_in_bulk(stream) != was_in_bulk)
+        (void)update_interest(stream, waits_for_room(stream));
 }
 
 static int receive(struct pr_stream *stream)
@@ -36,6 +95,8 @@ static int receive(struct pr_stream *stream)
     ssize_t count = recv(stream->watch.fd, buffer, size, 0);
     if (count > 0) {
         pr_counter_add(&stream->loop->stats.bytes_received, (uint64_t)count);
+        if (receives_in_bulk(stream))
+            note_receive(stream, (size_t)count);
         return handler->on_received(stream, buffer, (size_t)count);
     }
     int error = count < 0 ? -errno : 0;
@@ -44,14 +105,53 @@ static int receive(struct pr_stream *stream)
         stop = handler->on_received(stream, buffer, 0);
     if (error == -EAGAIN || error == -EINTR || !pr_watch_is_active(&stream->watch))
         return stop;
-    int result;
-    if (error < 0) {
-        result = handler->on_error(stream, error, false);
-    } else {
-        (void)pr_stream_set_reading(stream, false);
-        result = handler->on_end(stream);
-    }
+    int result = end_or_error(stream, error);
     return stop ? stop : result;
+}
+
+/* Copies what the backend has received into the buffers that the owner lends. */
+static int hand_over(struct pr_stream *stream, const char *data, size_t left)
+{
+    int stop = 0;
+    while (left && !stop && stream->reading && stream->handler->acquire_buffer) {
+        char *buffer = NULL;
+        size_t size = 0;
+        stop = stream->handler->acquire_buffer(stream, &buffer, &size);
+        if (stop || size == 0)
+            break;
+        if (!pr_watch_is_active(&stream->watch))
+            return stream->handler->on_received(stream, buffer, 0);
+        if (size > left)
+            size = left;
+        memcpy(buffer, data, size);
+        data += size;
+        left -= size;
+        stop = stream->handler->on_received(stream, buffer, size);
+    }
+    if (!left || !pr_watch_is_active(&stream->watch))
+        return stop;
+    if (!stop && stream->reading && !stream->handler->acquire_buffer) /* it has just changed */
+        return stream->handler->on_received(stream, data, left);
+    struct pr_ready_event rest = {.fd = stream->watch.fd,
+                                  .generation = stream->watch.generation,
+                                  .events = PR_RECEIVED,
+                                  .result = (int32_t)left,
+                                  .data = data};
+    completion_of(stream)->hold_data(&stream->loop->backend, &rest);
+    return stop;
+}
+
+static int on_received(struct pr_watch *watch, const char *data, int32_t result)
+{
+    struct pr_stream *stream =
+        (struct pr_stream *)((char *)watch - offsetof(struct pr_stream, watch));
+    if (result <= 0)
+        return end_or_error(stream, result);
+    pr_counter_add(&stream->loop->stats.bytes_received, (uint64_t)result);
+    note_receive(stream, (size_t)result);
+    if (stream->handler->acquire_buffer)
+        return hand_over(stream, data, (size_t)result);
+    return stream->handler->on_received(stream, data, (size_t)result);
 }
 
 /* One send.  Returns what left, or a negative errno; `*offered` is what was tried. */
@@ -92,7 +192,7 @@ static int send_queued(struct pr_stream *stream)
         if ((size_t)sent < offered) /* full: another try would only say so */
             return update_interest(stream, true);
     }
-    return is_blocked(stream) ? update_interest(stream, false) : 0;
+    return waits_for_room(stream) ? update_interest(stream, false) : 0;
 }
 
 /* Tells the owner what the queue's new length means. */
@@ -119,7 +219,7 @@ int pr_stream_flush(struct pr_stream *stream)
     pr_loop_remove_flush(&stream->flush);
     if (!pr_watch_is_active(&stream->watch))
         return 0;
-    int error = send_queued(stream);
+    int error = stream->is_sending ? 0 : send_queued(stream);
     return error < 0 ? error : report_level(stream);
 }
 
@@ -130,11 +230,64 @@ static int flush_or_report(struct pr_stream *stream)
     return result < 0 ? stream->handler->on_error(stream, result, true) : result;
 }
 
+static int on_sent(struct pr_send *send, int32_t result)
+{
+    struct pr_stream_send *stream_send =
+        (struct pr_stream_send *)((char *)send - offsetof(struct pr_stream_send, send));
+    struct pr_stream *stream = stream_send->stream;
+    if (!stream) {
+        pr_write_queue_deinit(&stream_send->abandoned);
+        free(stream_send);
+        return 0;
+    }
+    stream->is_sending = false;
+    if (result < 0 && result != -EAGAIN && result != -EINTR && result != -ECANCELED)
+        return stream->handler->on_error(stream, result, true);
+    if (result > 0) {
+        pr_counter_add(&stream->loop->stats.bytes_sent, (uint64_t)result);
+        pr_write_queue_consume(&stream->writes, (size_t)result);
+    }
+    return flush_or_report(stream);
+}
+
+/* Has the backend send what is queued, with its next wait.  Returns false where it cannot. */
+static bool submit(struct pr_stream *stream)
+{
+    struct pr_stream_send *send = stream->send;
+    if (!send) {
+        send = stream->send = calloc(1, sizeof *send);
+        if (!send)
+            return false;
+        send->stream = stream;
+        send->send.on_sent = on_sent;
+    }
+    int count = pr_write_queue_peek(&stream->writes, send->vectors, VECTORS_PER_SUBMITTED_SEND_MAX);
+    send->send.fd = stream->watch.fd;
+    send->send.message = (struct msghdr){.msg_iov = send->vectors, .msg_iovlen = (size_t)count};
+    stream->is_sending = completion_of(stream)->send(&stream->loop->backend, &send->send) == 0;
+    return stream->is_sending;
+}
+
+/* The stream stops while the kernel may still read what is queued. */
+static void abandon_send(struct pr_stream *stream)
+{
+    struct pr_stream_send *send = stream->send;
+    stream->send = NULL;
+    stream->is_sending = false;
+    send->stream = NULL;
+    pr_write_queue_move(&send->abandoned, &stream->writes);
+    completion_of(stream)->cancel_send(&stream->loop->backend, &send->send);
+}
+
 static int run_flush(struct pr_flush *flush)
 {
     struct pr_stream *stream =
         (struct pr_stream *)((char *)flush - offsetof(struct pr_stream, flush));
-    return is_blocked(stream) ? 0 : flush_or_report(stream);
+    if (is_blocked(stream))
+        return 0;
+    if (completion_of(stream) && stream->writes.bytes <= SUBMITTED_SEND_BYTES_MAX && submit(stream))
+        return report_level(stream);
+    return flush_or_report(stream);
 }
 
 static int on_ready(struct pr_watch *watch, uint32_t events)
@@ -166,6 +319,7 @@ void pr_stream_init(struct pr_stream *stream, struct pr_loop *loop,
 {
     *stream = (struct pr_stream){.loop = loop, .handler = handler, .flush = {.run = run_flush}};
     pr_watch_init(&stream->watch, on_ready, owner);
+    stream->watch.on_received = on_received;
     pr_write_queue_init(&stream->writes, release);
     set_marks(stream, PR_STREAM_HIGH_WATER_BYTES, PR_STREAM_HIGH_WATER_BYTES / 4);
 }
@@ -174,6 +328,8 @@ void pr_stream_deinit(struct pr_stream *stream)
 {
     pr_stream_stop(stream);
     pr_write_queue_deinit(&stream->writes);
+    free(stream->send);
+    stream->send = NULL;
 }
 
 int pr_stream_start(struct pr_stream *stream, int fd)
@@ -184,6 +340,8 @@ int pr_stream_start(struct pr_stream *stream, int fd)
 void pr_stream_stop(struct pr_stream *stream)
 {
     pr_loop_remove_flush(&stream->flush);
+    if (stream->is_sending)
+        abandon_send(stream);
     pr_watch_stop(&stream->loop->watches, &stream->watch);
     stream->reading = false;
     pr_write_queue_clear(&stream->writes);
@@ -194,7 +352,7 @@ int pr_stream_set_reading(struct pr_stream *stream, bool reading)
     if (stream->reading == reading || !pr_watch_is_active(&stream->watch))
         return 0;
     stream->reading = reading;
-    int error = update_interest(stream, is_blocked(stream));
+    int error = update_interest(stream, waits_for_room(stream));
     if (error < 0)
         stream->reading = !reading;
     return error;

@@ -88,6 +88,14 @@ void pr_write_queue_consume(struct pr_write_queue *queue, size_t size)
     }
 }
 
+void pr_write_queue_move(struct pr_write_queue *to, struct pr_write_queue *from)
+{
+    *to = *from;
+    if (from->writes == from->inline_writes)
+        to->writes = to->inline_writes;
+    pr_write_queue_init(from, to->release);
+}
+
 void pr_write_queue_clear(struct pr_write_queue *queue)
 {
     pr_write_queue_consume(queue, queue->bytes);

@@ -22,7 +22,7 @@ static struct pr_uring_map map;
 /* Returns false where this machine has no io_uring. */
 static bool begin(void)
 {
-    int error = pr_uring_map_init(&map, ENTRIES, 0);
+    int error = pr_uring_map_init(&map, ENTRIES, 0, 0);
     if (error == -ENOSYS || error == -EPERM)
         return false;
     REQUIRE_EQUAL(error, 0);
@@ -135,7 +135,7 @@ static int init_where_forbidden(int error)
     if (child == 0) {
         if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, 2, &program))
             _exit(CHECK_SKIPPED);
-        _exit(pr_uring_map_init(&map, ENTRIES, 0) == -error && map.fd == -1 ? 0 : 1);
+        _exit(pr_uring_map_init(&map, ENTRIES, 0, 0) == -error && map.fd == -1 ? 0 : 1);
     }
     int status = 0;
     REQUIRE_EQUAL(waitpid(child, &status, 0), child);

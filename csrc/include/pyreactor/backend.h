@@ -7,6 +7,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/socket.h>
 
 #define PR_READABLE 1u /* a read would not block; a hang-up or an error counts, too */
 #define PR_WRITABLE 2u /* a write would not block; a hang-up or an error counts, too */
@@ -15,17 +16,63 @@
  * For whoever tries first and waits only where that would have blocked.  May come too often. */
 #define PR_EDGE 4u
 
-/* "This descriptor, in this life of it, is ready for these." */
+/* For backends that complete operations themselves (`completion` in their table): */
+#define PR_RECEIVED                                                                                \
+    8u              /* asked for in place of PR_READABLE: not the news of bytes, but the bytes     \
+                     */
+#define PR_SENT 16u /* never asked for: a pr_send is done */
+#define PR_RECEIVED_BYTES_MAX 4096 /* in one event: a page */
+
+/* "This descriptor, in this life of it, is ready for these", or what was completed. */
 struct pr_ready_event {
     int fd;
     uint32_t generation; /* of the watch that asked; an older one marks a stale event */
-    uint32_t events;     /* PR_READABLE, PR_WRITABLE; never PR_EDGE */
+    uint32_t events; /* PR_READABLE and PR_WRITABLE, or PR_RECEIVED, or PR_SENT; never PR_EDGE */
+    int32_t result;  /* of a completion: bytes, 0 for the end, or a negative errno */
+    union {
+        const char *data;     /* PR_RECEIVED: the backend's, until return_data() */
+        struct pr_send *send; /* PR_SENT */
+    };
+};
+
+/* One send that the kernel carries out by itself.  It and all it points to stay where they are
+ * until on_sent(). */
+struct pr_send {
+    int fd;
+    struct msghdr message;
+    struct pr_send *prev, *next; /* the backend's, until on_sent(); NULL before */
+    int32_t result;              /* the backend's */
+    /* Called by the loop, or at its end: the kernel is done with it.  Returns 0, or non-zero to end
+     * the turn here. */
+    int (*on_sent)(struct pr_send *send, int32_t result);
 };
 
 struct pr_backend;
+struct pr_uring_state;
+
+/* Operations that the kernel completes by itself.  All: loop thread only. */
+struct pr_completion_ops {
+    /* Submits `send` with the next wait; PR_SENT will follow.  Returns 0, or a negative errno:
+     * nothing was taken. */
+    int (*send)(struct pr_backend *backend, struct pr_send *send);
+
+    /* Cuts it short, so that the descriptor may be closed; PR_SENT follows all the same. */
+    void (*cancel_send)(struct pr_backend *backend, struct pr_send *send);
+
+    /* The event's data is dealt with. */
+    void (*return_data)(struct pr_backend *backend, const struct pr_ready_event *event);
+
+    /* Nobody wants the event's data now: a copy is reported once PR_RECEIVED or PR_READABLE is
+     * asked for (again), before anything newer. */
+    void (*hold_data)(struct pr_backend *backend, const struct pr_ready_event *event);
+
+    /* Cuts all sends short: another thread may be the next to wait. */
+    void (*quiesce)(struct pr_backend *backend);
+};
 
 struct pr_backend_ops {
     const char *name;
+    const struct pr_completion_ops *completion; /* NULL: it tells readiness only */
 
     /* PR_EDGE works, and watching a descriptor does not keep its file open: a registration may stay
      * while nobody waits, and go with a close that nobody has announced. */
@@ -58,13 +105,15 @@ struct pr_backend_ops {
 
 struct pr_backend {
     const struct pr_backend_ops *ops;
-    int fd;                 /* owned: the kernel's object (an epoll set) */
-    int no_nanosecond_wait; /* the kernel lacks epoll_pwait2 (before 5.11) */
+    int fd;                       /* owned: the kernel's object (an epoll set, a ring) */
+    struct pr_uring_state *state; /* owned: io_uring's own */
+    int no_nanosecond_wait;       /* the kernel lacks epoll_pwait2 (before 5.11) */
 };
 
 /* The backend named `name` ("auto", "epoll"), or NULL where there is none such.  Any thread. */
 const struct pr_backend_ops *pr_backend_find(const char *name);
 
 extern const struct pr_backend_ops pr_epoll_ops;
+extern const struct pr_backend_ops pr_uring_ops;
 
 #endif

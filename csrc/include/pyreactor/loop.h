@@ -55,6 +55,7 @@ struct pr_loop {
 
     struct pr_ready_event events[PR_EVENTS_PER_TURN_MAX];
     int event_count;
+    int event_next; /* the first that is not dispatched yet; more than one turn may be needed */
 
     /* Where streams receive: one warm buffer, lent for the length of a callback. */
     char *receive_buffer; /* owned; PR_RECEIVE_BUFFER_BYTES */
@@ -87,14 +88,15 @@ int pr_loop_wait(struct pr_loop *loop, int64_t timeout_ns);
 
 /*
  * Runs what was ready, what happened and what is due.  Returns 0, or what a callback returned that
- * was not 0: callbacks left over stay ready, events left over are reported again by the next wait.
+ * was not 0: callbacks and events left over are the next turn's.
  * Loop thread only; not from a callback.
  */
 int pr_loop_dispatch(struct pr_loop *loop);
 
 /*
- * Says that no turn follows for now: until the next pr_loop_prepare() the loop counts its time
- * neither as busy nor as idle.  Loop thread only; not from a callback.
+ * Says that no turn follows for now, and that the next may be another thread's: until the next
+ * pr_loop_prepare() the loop counts its time neither as busy nor as idle, and no send of the
+ * backend's is under way.  Loop thread only; not from a callback.
  */
 void pr_loop_end_run(struct pr_loop *loop);
 

@@ -47,6 +47,9 @@ struct pr_stream {
     const struct pr_stream_handler *handler;
     struct pr_write_queue writes;
     struct pr_flush flush;
+    struct pr_stream_send *send; /* owned; NULL until the backend sends for the stream */
+    bool is_sending;             /* `send` is under way: what it sends is still queued */
+    unsigned full_receives;      /* see receives_in_bulk() */
     size_t high_water_bytes;
     size_t low_water_bytes;
     size_t held_bytes_max; /* the smaller of the high water mark and PR_STREAM_HELD_BYTES_MAX */

@@ -13,9 +13,31 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define PR_URING_PAGE_BYTES 4096 /* how a ring of buffers is aligned */
+
+/* Operations. */
 #define PR_URING_NOP 0
 #define PR_URING_POLL_ADD 6
 #define PR_URING_POLL_REMOVE 7
+#define PR_URING_SENDMSG 9
+#define PR_URING_ASYNC_CANCEL 14
+#define PR_URING_SEND 26
+#define PR_URING_RECV 27
+
+#define PR_URING_SQE_BUFFER_SELECT (1u << 5) /* flags: the kernel takes a buffer of the group */
+#define PR_URING_RECV_MULTISHOT (1u << 1)    /* ioprio of RECV: stays in force */
+
+#define PR_URING_CQE_BUFFER (1u << 0) /* the upper half of the flags is a buffer's id */
+#define PR_URING_CQE_MORE (1u << 1)   /* the submission is still in force */
+#define PR_URING_CQE_BUFFER_SHIFT 16
+
+/* Flags of a ring. */
+#define PR_URING_SETUP_CQSIZE (1u << 3)
+#define PR_URING_SETUP_R_DISABLED (1u << 6) /* until pr_uring_map_enable() */
+#define PR_URING_SETUP_SUBMIT_ALL (1u << 7)
+#define PR_URING_SETUP_TASKRUN_FLAG (1u << 9)
+#define PR_URING_SETUP_SINGLE_ISSUER (1u << 12)
+#define PR_URING_SETUP_DEFER_TASKRUN (1u << 13)
 
 #define PR_URING_FEATURE_SINGLE_MAP (1u << 0) /* 5.4 */
 #define PR_URING_FEATURE_NO_DROP (1u << 1)    /* 5.5 */
@@ -32,7 +54,7 @@ struct pr_uring_sqe {
     uint32_t length;
     uint32_t operation_flags; /* poll32_events, msg_flags ... */
     uint64_t user_data;
-    uint16_t buffer_index;
+    uint16_t buffer_group;
     uint16_t personality;
     int32_t file_index;
     uint64_t reserved[2];
@@ -43,6 +65,14 @@ struct pr_uring_cqe {
     uint64_t user_data;
     int32_t result;
     uint32_t flags;
+};
+
+/* A place in a ring of buffers that the kernel chooses from. */
+struct pr_uring_buffer {
+    uint64_t address;
+    uint32_t length;
+    uint16_t id;
+    uint16_t tail; /* meaningful in the first place only: the ring's tail */
 };
 
 struct pr_uring_map {
@@ -66,11 +96,22 @@ struct pr_uring_map {
 };
 
 /*
- * Makes a ring of `entries` submissions (a power of two) with the IORING_SETUP_ `flags`.  Returns 0
- * or a negative errno: -ENOSYS where the kernel has none or is older than 5.11, -EPERM where a
- * sysctl or a seccomp filter forbids it.  Any thread.
+ * Makes a ring of `entries` submissions (a power of two) with the PR_URING_SETUP_ `flags`, and room
+ * for `cq_entries` completions (0: twice the entries).  Returns 0 or a negative errno: -ENOSYS
+ * where the kernel has none or is older than 5.11, -EPERM where a sysctl or a seccomp filter
+ * forbids it, -EINVAL for a flag that this kernel lacks.  Any thread.
  */
-int pr_uring_map_init(struct pr_uring_map *map, uint32_t entries, uint32_t flags);
+int pr_uring_map_init(struct pr_uring_map *map, uint32_t entries, uint32_t cq_entries,
+                      uint32_t flags);
+
+/* Makes a ring usable that has PR_URING_SETUP_R_DISABLED, by the calling thread.  Returns 0 or a
+ * negative errno. */
+int pr_uring_map_enable(struct pr_uring_map *map);
+
+/* Hands a ring of `count` buffers (a power of two; page-aligned; to stay as long as the map) to the
+ * kernel as group `group`.  Returns 0 or a negative errno. */
+int pr_uring_map_register_buffers(struct pr_uring_map *map, struct pr_uring_buffer *buffers,
+                                  uint32_t count, uint16_t group);
 
 /* Unmaps and closes it; the kernel cancels what is in flight.  Any thread, when no other uses it.
  */
@@ -89,8 +130,39 @@ int pr_uring_map_submit(struct pr_uring_map *map);
  */
 int pr_uring_map_wait(struct pr_uring_map *map, int64_t timeout_ns);
 
+/* Both in one call, for a thread that does both: submits, then waits as pr_uring_map_wait(). */
+int pr_uring_map_enter(struct pr_uring_map *map, int64_t timeout_ns);
+
+/* Submissions that were filled and not yet taken by the kernel. */
+static inline uint32_t pr_uring_map_prepared(const struct pr_uring_map *map)
+{
+    return map->sq_next - atomic_load_explicit(map->sq_head, memory_order_acquire);
+}
+
+/* Whether the kernel has to be entered before it can complete something; with
+ * PR_URING_SETUP_TASKRUN_FLAG. */
+bool pr_uring_map_has_work(const struct pr_uring_map *map);
+
 /* Whether there are completions that the ring had no room for; a wait moves them there. */
 bool pr_uring_map_has_overflow(const struct pr_uring_map *map);
+
+/* The oldest completion, in its place in the ring; NULL where there is none. */
+static inline const struct pr_uring_cqe *pr_uring_map_peek(const struct pr_uring_map *map)
+{
+    uint32_t head = atomic_load_explicit(map->cq_head, memory_order_relaxed);
+    /* Pairs with the kernel's release of the completion. */
+    if (head == atomic_load_explicit(map->cq_tail, memory_order_acquire))
+        return NULL;
+    return &map->cqes[head & map->cq_mask];
+}
+
+/* Gives back the place that pr_uring_map_peek() has shown. */
+static inline void pr_uring_map_advance(struct pr_uring_map *map)
+{
+    uint32_t head = atomic_load_explicit(map->cq_head, memory_order_relaxed);
+    /* Pairs with the kernel's acquire: the place is free. */
+    atomic_store_explicit(map->cq_head, head + 1, memory_order_release);
+}
 
 /* Takes the oldest completion.  Returns false where there is none. */
 bool pr_uring_map_pop(struct pr_uring_map *map, struct pr_uring_cqe *cqe);

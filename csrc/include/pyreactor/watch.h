@@ -19,11 +19,14 @@
 struct pr_watch {
     int fd;              /* borrowed from the owner; -1 while stopped */
     uint32_t generation; /* of this descriptor's slot, since the watch was started */
-    uint32_t wanted;     /* PR_READABLE, PR_WRITABLE, PR_EDGE: what the owner asks for */
+    uint32_t wanted; /* what the owner asks for: PR_READABLE or PR_RECEIVED, PR_WRITABLE, PR_EDGE */
     uint32_t registered; /* what the kernel was told; may be more than wanted, see pr_watch_want */
 
     /* Hears of readiness, wanted events only.  Returns 0, or non-zero to end the turn here. */
     int (*on_ready)(struct pr_watch *watch, uint32_t events);
+    /* Gets what it asked for with PR_RECEIVED: `result` bytes, lent until the return; 0 for the
+     * end, or a negative errno.  Returns as on_ready(). */
+    int (*on_received)(struct pr_watch *watch, const char *data, int32_t result);
     /* Optional: another watch starts on this descriptor.  Stops this one and returns true, or
      * returns false: then that one cannot start. */
     bool (*gives_way)(struct pr_watch *watch);

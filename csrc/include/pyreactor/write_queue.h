@@ -42,6 +42,10 @@ int pr_write_queue_peek(const struct pr_write_queue *queue, struct iovec *vector
 /* Takes `size` bytes off the front, releasing each owner with its last byte.  Loop thread only. */
 void pr_write_queue_consume(struct pr_write_queue *queue, size_t size);
 
+/* Moves everything from `from`, which is empty afterwards, to `to`, which need not be initialised.
+ * Loop thread only. */
+void pr_write_queue_move(struct pr_write_queue *to, struct pr_write_queue *from);
+
 /* Releases everything.  Loop thread only. */
 void pr_write_queue_clear(struct pr_write_queue *queue);
 
