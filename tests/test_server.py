@@ -564,6 +564,35 @@ def test_exits_escape_from_a_factory_and_the_server_goes_on(loop, exit_type):
         loop.run_until_complete(close())
 
 
+async def test_an_accepted_connection_paused_in_connection_made_stays_paused(loop):
+    accepted = loop.create_future()
+    received = []
+
+    class Paused(asyncio.Protocol):
+        def connection_made(self, transport):
+            transport.pause_reading()
+            accepted.set_result(transport)
+
+        def data_received(self, data):
+            received.append(data)
+            done.set()
+
+    done = asyncio.Event()
+    server = await loop.create_server(Paused, HOST, 0)
+    with socket.create_connection(server.sockets[0].getsockname()) as client:
+        client.sendall(b"data")
+        transport = await accepted
+        await turns(5)
+        assert received == []
+        transport.resume_reading()
+        await done.wait()
+        assert received == [b"data"]
+        transport.close()
+        await turns()
+    server.close()
+    await server.wait_closed()
+
+
 async def test_accepted_connections_know_their_addresses(loop):
     serving = Serving()
     server = await loop.create_server(serving, HOST, 0)

@@ -960,6 +960,21 @@ async def test_nothing_is_received_while_a_close_waits_for_the_peer(loop, pair):
         assert protocol.received == b""
 
 
+async def test_resuming_while_a_close_waits_for_the_peer_lets_no_data_through(loop, pair):
+    near, far = pair
+    protocol = Recorder()
+    async with connected(loop, near, protocol) as transport:
+        transport.pause_reading()
+        write_until_full(transport)
+        transport.close()
+        far.sendall(b"data")
+        transport.resume_reading()
+        await turns()
+        assert not transport.is_reading()
+        assert "connection_lost" not in protocol.events
+        assert protocol.received == b""
+
+
 @pytest.mark.asyncio_differs(
     "abort() after a close that had to wait is an AttributeError",
     when=sys.version_info < (3, 14, 10),
@@ -1119,6 +1134,17 @@ async def test_a_reset_is_noticed_by_a_closing_transport(loop, tcp):
         reset(far)
         await protocol.until_event("connection_lost")
         assert isinstance(protocol.lost_with, ConnectionError)
+
+
+async def test_a_reset_with_data_still_queued_is_the_reason_given(loop, tcp):
+    near, far = tcp
+    protocol = Recorder()
+    async with connected(loop, near, protocol) as transport:
+        write_until_full(transport)
+        reset(far)
+        await protocol.until_event("connection_lost")
+        assert isinstance(protocol.lost_with, (ConnectionResetError, BrokenPipeError))
+        assert transport.get_write_buffer_size() == 0
 
 
 async def test_write_after_peer_reset_reports_connection_lost_once(loop, pair):
@@ -1521,6 +1547,15 @@ async def test_the_transport_is_a_transport_of_asyncio(loop, pair):
         assert isinstance(transport, asyncio.ReadTransport)
         assert isinstance(transport, asyncio.WriteTransport)
         assert not isinstance(transport, asyncio.DatagramTransport)
+
+
+async def test_private_attributes_that_libraries_look_at_are_there(loop, pair):
+    near, _ = pair
+    async with connected(loop, near, Recorder()) as transport:
+        assert transport._start_tls_compatible is True
+        assert transport._sendfile_compatible.name == "TRY_NATIVE"
+        assert transport._protocol_paused is False
+        assert transport._extra["socket"] is transport.get_extra_info("socket")
 
 
 async def test_methods_of_a_transport_can_be_replaced(loop, pair):
