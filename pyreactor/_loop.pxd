@@ -138,4 +138,5 @@ cdef class LoopCore:
         self, object fd, uint32_t event, object callback, tuple args, object context)
     cdef bint unwatch_descriptor(self, object fd, uint32_t event) except -1
     cdef DescriptorWatch start_watch(self, int fd, uint32_t events)
+    cdef int end_waits(self, int fd) except -1
     cdef Waiter wait_for(self, object sock, uint32_t event)

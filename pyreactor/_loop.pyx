@@ -1038,6 +1038,13 @@ cdef class LoopCore:
         if watch is not None:
             watch.socket = None
 
+    cdef int end_waits(self, int fd) except -1:
+        """The descriptor will be closed: lets those who wait for it find that out."""
+        cdef DescriptorWatch watch = self.find_watch(fd)
+        if watch is not None:
+            watch.stop()
+        return 0
+
     cdef Waiter wait_for(self, object sock, uint32_t event):
         cdef int fd = descriptor_of(sock.fileno())
         cdef pr_watch *known

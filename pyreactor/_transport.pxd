@@ -17,6 +17,7 @@ cdef class StreamTransport(BaseTransport):
 
     cdef readonly bint _eof  # write_eof() was called
     cdef readonly object _empty_waiter  # sendfile() waits for all to be sent
+    cdef bint lent_descriptor  # to sendfile(), which waits on it itself
 
     cdef int open(
         self, LoopCore loop, object sock, object protocol, object context, dict extra,

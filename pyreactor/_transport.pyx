@@ -487,9 +487,11 @@ cdef class StreamTransport(BaseTransport):
         self._empty_waiter = None
 
     def _lend_descriptor(self):
+        self.lent_descriptor = True
         pr_watch_stop(&self._loop.core.watches, &self.stream.watch)
 
     def _take_back_descriptor(self):
+        self.lent_descriptor = False
         if not self._conn_lost and not self._loop._closed:
             self.settle(pr_watch_start(
                 &self._loop.core.watches, &self.stream.watch, self.fd, 0))
@@ -527,6 +529,8 @@ cdef class StreamTransport(BaseTransport):
 
     cdef int lose_connection(self, object exception) except -1:
         BaseTransport.lose_connection(self, exception)
+        if self.lent_descriptor:
+            self._loop.end_waits(self.fd)
         if self._empty_waiter is not None and not self._empty_waiter.done():
             self._empty_waiter.set_exception(
                 ConnectionError('Connection is closed by peer') if exception is None

@@ -21,6 +21,7 @@ from pyreactor._listener import Listener
 from pyreactor._loop import LoopCore
 from pyreactor._transport import StreamTransport
 from pyreactor.metrics import OPEN_TRANSPORTS, LoopMetrics
+from pyreactor.sendfile import SendfileMethods
 from pyreactor.server import Server
 from pyreactor.signals import SignalHandlers
 from pyreactor.sock import SockMethods
@@ -60,7 +61,7 @@ class WatchedDescriptors:
         """Do nothing: the core closes itself."""
 
 
-class Loop(SockMethods, LoopCore, unix_events.SelectorEventLoop):
+class Loop(SockMethods, SendfileMethods, LoopCore, unix_events.SelectorEventLoop):
     """An asyncio event loop on the C core.
 
     `backend` is 'auto' (the default), 'epoll' or 'io_uring'; the environment variable
@@ -194,19 +195,6 @@ class Loop(SockMethods, LoopCore, unix_events.SelectorEventLoop):
         )
         StreamTransport(self, rawsock, ssl_protocol, None, extra, server, context)
         return ssl_protocol._app_transport
-
-    async def _sendfile_native(self, transp, file, offset, count):
-        resume_reading = transp.is_reading()
-        transp.pause_reading()
-        await transp._make_empty_waiter()
-        transp._lend_descriptor()
-        try:
-            return await self.sock_sendfile(transp._sock, file, offset, count, fallback=False)
-        finally:
-            transp._take_back_descriptor()
-            transp._reset_empty_waiter()
-            if resume_reading:
-                transp.resume_reading()
 
     # Servers
 
