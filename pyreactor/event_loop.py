@@ -21,6 +21,7 @@ from pyreactor._listener import Listener
 from pyreactor._loop import LoopCore
 from pyreactor._transport import StreamTransport
 from pyreactor.metrics import OPEN_TRANSPORTS, LoopMetrics
+from pyreactor.process import SubprocessMethods
 from pyreactor.sendfile import SendfileMethods
 from pyreactor.server import Server
 from pyreactor.signals import SignalHandlers
@@ -61,7 +62,9 @@ class WatchedDescriptors:
         """Do nothing: the core closes itself."""
 
 
-class Loop(SockMethods, SendfileMethods, LoopCore, unix_events.SelectorEventLoop):
+class Loop(
+    SockMethods, SendfileMethods, SubprocessMethods, LoopCore, unix_events.SelectorEventLoop
+):
     """An asyncio event loop on the C core.
 
     `backend` is 'auto' (the default), 'epoll' or 'io_uring'; the environment variable

@@ -5,6 +5,7 @@ from typing import Any, TypeVarTuple
 
 from pyreactor._loop import LoopCore
 from pyreactor.metrics import LoopMetrics
+from pyreactor.process import SubprocessMethods
 from pyreactor.sendfile import SendfileMethods
 from pyreactor.server import Server
 from pyreactor.sock import SockMethods
@@ -16,7 +17,9 @@ class WatchedDescriptors:
     def get_key(self, fd: int) -> selectors.SelectorKey: ...
     def close(self) -> None: ...
 
-class Loop(SockMethods, SendfileMethods, LoopCore, asyncio.SelectorEventLoop):  # type: ignore[misc]
+class Loop(  # type: ignore[misc]
+    SockMethods, SendfileMethods, SubprocessMethods, LoopCore, asyncio.SelectorEventLoop
+):
     def __init__(self, *, backend: str | None = None) -> None: ...
     def run_forever(self) -> None: ...
     def close(self) -> None: ...

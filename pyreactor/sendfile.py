@@ -1,7 +1,7 @@
 """sendfile(2): a file's bytes into a socket, without passing through the program.
 
-What asyncio's loop calls a native sendfile.  The checks of its arguments, and the fallback for files
-and sockets with which the kernel cannot do this, are asyncio's own.
+What asyncio's loop calls a native sendfile.  The checks of its arguments, and the fallback for
+files and sockets with which the kernel cannot do this, are asyncio's own.
 """
 
 import contextlib
@@ -14,9 +14,9 @@ from asyncio import exceptions, tasks
 # After this much the others have their turn.
 _BYTES_PER_TURN_MAX = 4 * 1024 * 1024
 
-# While a file is sent, the kernel takes only this much beyond what the peer has room for.  By itself
-# it takes megabytes, and sends them on in small pieces whenever the peer has read a little, at
-# three times the CPU for both ends together (docs/design/sendfile.md).
+# While a file is sent, the kernel takes only this much beyond what the peer has room for.  By
+# itself it takes megabytes, and sends them on in small pieces whenever the peer has read a little,
+# at three times the CPU for both ends together (docs/design/sendfile.md).
 _UNSENT_BYTES_MAX = 32 * 1024
 
 _INTERNET = {socket.AF_INET, socket.AF_INET6}

@@ -1,4 +1,4 @@
-"""sendfile() on transports and sock_sendfile(): what is sent, and where the file stands after it."""
+"""sendfile() and sock_sendfile(): what is sent, and where the file stands after it."""
 
 import asyncio
 import io
