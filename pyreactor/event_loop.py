@@ -203,11 +203,13 @@ class Loop(
 
     async def create_server(self, *args, start_serving=True, **kwargs):
         """Listen on TCP; see asyncio's create_server() for the arguments."""
+        self._check_closed()
         made = await super().create_server(*args, start_serving=False, **kwargs)
         return await self._adopt_server(made, start_serving)
 
     async def create_unix_server(self, *args, start_serving=True, **kwargs):
         """Listen on a Unix socket; see asyncio's create_unix_server() for the arguments."""
+        self._check_closed()
         made = await super().create_unix_server(*args, start_serving=False, **kwargs)
         return await self._adopt_server(made, start_serving)
 

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
+from multiprocessing import forkserver, resource_tracker
 
 import pytest
 
@@ -69,6 +71,70 @@ async def test_a_child_forked_by_a_callback_is_told_so(loop, use):
     assert answer.startswith("RuntimeError: ")
     assert "fork" in answer
     await asyncio.sleep(0)
+
+
+WAITED_FOR = {
+    "create_server": lambda loop: loop.create_server(asyncio.Protocol, "127.0.0.1", 0),
+    "create_unix_server": lambda loop: loop.create_unix_server(asyncio.Protocol, "\0pyreactor"),
+    "create_connection": lambda loop: loop.create_connection(
+        asyncio.Protocol, sock=socket.socketpair()[0]
+    ),
+    "create_datagram_endpoint": lambda loop: loop.create_datagram_endpoint(
+        asyncio.DatagramProtocol, ("127.0.0.1", 0)
+    ),
+    "subprocess_exec": lambda loop: loop.subprocess_exec(asyncio.SubprocessProtocol, "true"),
+    "getaddrinfo": lambda loop: loop.getaddrinfo("127.0.0.1", 80),
+}
+
+
+@pytest.mark.pyreactor_only
+@pytest.mark.parametrize("use", WAITED_FOR)
+def test_a_child_that_awaits_the_loop_of_its_parent_is_told_so(loop, loop_type, use):
+    def child():
+        with asyncio.Runner(loop_factory=loop_type) as runner:
+            runner.run(wait_for())
+
+    async def wait_for():
+        await WAITED_FOR[use](loop)
+
+    answer = in_child(child)
+    assert answer.startswith("RuntimeError: ")
+    assert "fork" in answer
+    run_turns(loop)
+
+
+@pytest.mark.pyreactor_only
+def test_metrics_of_the_parent_are_not_the_childs(loop):
+    answer = in_child(loop.metrics)
+    assert answer.startswith("RuntimeError: ")
+    assert "fork" in answer
+
+
+OWN_LOOP = """
+import asyncio, pyreactor
+assert pyreactor.run(asyncio.sleep(0.001, "done")) == "done"
+"""
+
+
+@pytest.mark.time_limit(60)
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+async def test_processes_of_multiprocessing_have_loops_of_their_own(loop, method):
+    def work():
+        process = multiprocessing.get_context(method).Process(target=exec, args=(OWN_LOOP, {}))
+        process.start()
+        process.join()
+        status = process.exitcode
+        process.close()
+        return status
+
+    def stop_helpers():  # which would hold on to descriptors
+        if method == "forkserver":
+            forkserver._forkserver._stop()
+        resource_tracker._resource_tracker._stop()
+
+    assert await asyncio.to_thread(work) == 0
+    stop_helpers()
+    await asyncio.sleep(0.001)
 
 
 @pytest.mark.pyreactor_only
