@@ -237,7 +237,6 @@ cdef extern from "pyreactor/address.h" nogil:
 
 
 cdef extern from "pyreactor/datagram.h":
-    size_t PR_RECEIVE_BUFFER_BYTES
     ctypedef struct pr_datagram_endpoint "struct pr_datagram_endpoint":
         pr_watch watch
         const pr_datagram_handler *handler

@@ -11,7 +11,6 @@ from pyreactor._loop import LoopCore
 
 @disjoint_base
 class StreamTransport(BaseTransport, asyncio.Transport):
-    max_size: int
     def __init__(
         self,
         loop: LoopCore,

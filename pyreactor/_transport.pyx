@@ -206,7 +206,6 @@ cdef class StreamTransport(BaseTransport):
     callback leaves together when that callback returns, in one system call.
     """
 
-    max_size = 256 * 1024  # what one receive may bring, in bytes
     _start_tls_compatible = True
     _sendfile_compatible = native_sendfile
 

@@ -343,7 +343,7 @@ void pr_stream_stop(struct pr_stream *stream)
     if (stream->is_sending)
         abandon_send(stream);
     pr_watch_stop(&stream->loop->watches, &stream->watch);
-    stream->reading = false;
+    stream->reading = stream->over_high_water = stream->wants_drained = false;
     pr_write_queue_clear(&stream->writes);
 }
 

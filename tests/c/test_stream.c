@@ -995,6 +995,23 @@ static void a_stream_stopped_at_its_high_mark_is_not_told_that_it_drained(void)
     end();
 }
 
+static void stopping_forgets_the_level_and_what_was_waited_for(void)
+{
+    begin();
+    block();
+    stream.wants_drained = true;
+    REQUIRE_EQUAL(pr_stream_set_water(&stream, 100, 50), 0);
+    CHECK(stream.over_high_water);
+    pr_stream_stop(&stream);
+    CHECK(!stream.over_high_water);
+    CHECK(!stream.wants_drained);
+    forget();
+    REQUIRE_EQUAL(pr_stream_start(&stream, pair[0]), 0); /* a new life hears nothing of the old */
+    CHECK_EQUAL(pr_stream_flush(&stream), 0);
+    CHECK_TEXT(heard, "");
+    end();
+}
+
 static void a_stream_stopped_at_its_low_mark_is_not_told_that_it_drained(void)
 {
     begin();
@@ -1135,6 +1152,7 @@ static void run_sending_tests(void)
     RUN(a_result_of_a_mark_ends_the_turn);
     RUN(a_low_mark_may_be_answered_with_more);
     RUN(a_stream_stopped_at_its_high_mark_is_not_told_that_it_drained);
+    RUN(stopping_forgets_the_level_and_what_was_waited_for);
     RUN(a_stream_stopped_at_its_low_mark_is_not_told_that_it_drained);
 }
 

@@ -384,6 +384,25 @@ static void renewing_tells_the_backend_at_once_of_a_new_generation(void)
     end();
 }
 
+static void renewing_what_the_kernel_does_not_know_asks_it_for_nothing(void)
+{
+    struct ear ear;
+    begin();
+    int pair[2];
+    REQUIRE_EQUAL(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+    start(&ear, pair[0], 0);
+    uint32_t generation = ear.watch.generation;
+    CHECK_EQUAL(pr_watch_renew(&loop.watches, &ear.watch, 0), 0);
+    CHECK_EQUAL(ear.watch.generation, generation + 1);
+    CHECK_EQUAL(pr_watch_renew(&loop.watches, &ear.watch, PR_READABLE), 0);
+    CHECK_EQUAL(pr_watch_renew(&loop.watches, &ear.watch, 0), 0);
+    CHECK_EQUAL(ear.watch.registered, 0);
+    pr_watch_stop(&loop.watches, &ear.watch);
+    close(pair[0]);
+    close(pair[1]);
+    end();
+}
+
 static void an_event_from_before_a_renewal_is_stale(void)
 {
     struct ear ear;
@@ -591,6 +610,7 @@ int main(void)
     RUN(a_watch_may_give_way_to_another);
     RUN(a_watch_may_refuse_to_give_way);
     RUN(renewing_tells_the_backend_at_once_of_a_new_generation);
+    RUN(renewing_what_the_kernel_does_not_know_asks_it_for_nothing);
     RUN(an_event_from_before_a_renewal_is_stale);
     RUN(renewing_finds_a_descriptor_closed_and_reused_meanwhile);
     RUN(a_hang_up_while_paused_does_not_spin);

@@ -152,10 +152,12 @@ static inline int pr_watch_renew(struct pr_watch_table *table, struct pr_watch *
                                  uint32_t events)
 {
     uint32_t generation = watch->generation + 1;
-    int error = table->backend->ops->update(table->backend, watch->fd, generation,
-                                            watch->registered, events);
-    if (error < 0)
-        return error;
+    if (watch->registered || events) { /* else the kernel knows nothing of it, and need not */
+        int error = table->backend->ops->update(table->backend, watch->fd, generation,
+                                                watch->registered, events);
+        if (error < 0)
+            return error;
+    }
     table->slots[watch->fd].generation = watch->generation = generation;
     watch->wanted = watch->registered = events;
     return 0;
