@@ -46,7 +46,8 @@ def test_the_hook_hears_of_slow_callbacks_and_of_no_others(loop, slow, debug):
     for description, seconds in slow:
         assert description.startswith("<") and "dawdle" in description
         assert seconds >= 0.01
-    assert "'an argument'" in slow[0][0]
+    if debug:  # as of 3.13 asyncio names arguments in debug mode only
+        assert "'an argument'" in slow[0][0]
 
 
 @pytest.mark.pyreactor_only
