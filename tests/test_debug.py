@@ -17,6 +17,9 @@ def run_turns(loop, turns=1):
         loop.run_forever()
 
 
+NEVER = 1000
+
+
 def dawdle(*args):
     """Be slow, in the sense of the tests below."""
     time.sleep(0.01)
@@ -31,7 +34,11 @@ def slow(loop):
     return calls
 
 
-# Slow callbacks
+# Slow callbacks.  On a busy machine any callback can be one of them, so each test asks for its own.
+
+
+def named(name, calls):
+    return [call for call in calls if name in call[0]]
 
 
 @pytest.mark.pyreactor_only
@@ -39,15 +46,20 @@ def slow(loop):
 def test_the_hook_hears_of_slow_callbacks_and_of_no_others(loop, slow, debug):
     loop.set_debug(debug)
     loop.call_soon(dawdle, "an argument")
-    loop.call_soon(str)
     loop.call_later(0, dawdle)
     run_turns(loop, 2)
-    assert len(slow) == 2
-    for description, seconds in slow:
-        assert description.startswith("<") and "dawdle" in description
+    calls = named("dawdle", slow)
+    assert len(calls) == 2
+    for description, seconds in calls:
+        assert description.startswith("<")
         assert seconds >= 0.01
     if debug:  # as of 3.13 asyncio names arguments in debug mode only
-        assert "'an argument'" in slow[0][0]
+        assert "'an argument'" in calls[0][0]
+    slow.clear()
+    loop.slow_callback_duration = NEVER
+    loop.call_soon(dawdle)
+    run_turns(loop)
+    assert slow == []
 
 
 @pytest.mark.pyreactor_only
@@ -59,9 +71,9 @@ def test_the_hook_hears_which_task_was_slow(loop, slow):
         await asyncio.create_task(a_slow_coroutine(), name="a slow task")
 
     loop.run_until_complete(main())
-    ((description, seconds),) = slow
+    ((description, seconds),) = named("a slow task", slow)
     assert description.startswith("<Task ")
-    assert "a slow task" in description and "a_slow_coroutine" in description
+    assert "a_slow_coroutine" in description
     assert seconds >= 0.01
 
 
@@ -73,7 +85,7 @@ def test_the_hook_hears_of_slow_readers(loop, slow):
         loop.add_reader(near, dawdle)
         run_turns(loop)
         loop.remove_reader(near)
-    assert "dawdle" in slow[0][0]
+    assert len(named("dawdle", slow)) == 1
 
 
 @pytest.mark.pyreactor_only
@@ -95,8 +107,7 @@ async def test_the_hook_hears_of_slow_protocols(loop, slow, reported_errors, fai
     with far:
         far.send(b"x")
         assert await received == b"x"
-        assert len(slow) == 1
-        description, seconds = slow[0]
+        ((description, seconds),) = named("data_received", slow)
         assert description.startswith("SlowProtocol.data_received() for <StreamTransport fd=")
         assert seconds >= 0.01
         transport.close()
@@ -168,7 +179,7 @@ async def test_a_protocol_is_named_for_slow_callbacks_only(loop):
     named = []
     received = loop.create_future()
     near, far = socket.socketpair()
-    loop.slow_callback_duration = 10
+    loop.slow_callback_duration = NEVER
     loop.set_debug(True)
     transport, _ = await loop.create_connection(Protocol, sock=near)
     with far:
