@@ -51,6 +51,7 @@ from pyreactor._native cimport (
     pr_watch_start,
     pr_watch_stop,
 )
+from pyreactor._streams cimport adopt
 
 
 cdef extern from "Python.h":
@@ -303,6 +304,7 @@ cdef class StreamTransport(BaseTransport):
 
     def set_protocol(self, protocol):
         """Give what comes from now on to `protocol`, a Protocol or a BufferedProtocol."""
+        adopt(protocol)
         self._protocol = protocol
         self.stream.handler = (
             &buffered_protocol_handler if isinstance(protocol, asyncio_buffered_protocol)

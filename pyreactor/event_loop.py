@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pyreactor._datagram import DatagramTransport
 from pyreactor._listener import Listener
 from pyreactor._loop import LoopCore
+from pyreactor._streams import adopt
 from pyreactor._transport import StreamTransport
 from pyreactor.metrics import OPEN_TRANSPORTS, LoopMetrics
 from pyreactor.process import SubprocessMethods
@@ -193,6 +194,7 @@ class Loop(
         context=None,
         **timeouts,
     ):
+        adopt(protocol)
         ssl_protocol = sslproto.SSLProtocol(
             self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts
         )
