@@ -19,6 +19,14 @@ CSRC = {
         "csrc/loop/wakeup.c",
     ],
     "_base_transport": [],
+    "_dispatch": [
+        "csrc/dispatch/handle_set.c",
+        "csrc/dispatch/pump.c",
+        "csrc/dispatch/signal_source.c",
+        "csrc/dispatch/thread_set.c",
+        "csrc/dispatch/trace.c",
+        "csrc/loop/timer_heap.c",
+    ],
     "_demux": [
         "csrc/backend/uring_map.c",
         "csrc/demux/demux.c",

@@ -347,3 +347,124 @@ cdef extern from "pyreactor/request_queue.h" nogil:
         pr_request_queue *queue, const pr_request *requests, size_t count, int64_t deadline_ns)
     int pr_request_queue_get(
         pr_request_queue *queue, pr_request *requests, size_t max, int64_t deadline_ns)
+
+
+cdef extern from "pyreactor/trace.h" nogil:
+    ctypedef enum pr_role "enum pr_role":
+        pass
+    ctypedef enum pr_action "enum pr_action":
+        PR_ACTION_HANDLE
+    ctypedef struct pr_step "struct pr_step":
+        int64_t time_ns
+        int32_t thread_id
+        int32_t fd
+        uint32_t events
+        uint16_t action
+        uint16_t role
+    ctypedef struct pr_trace "struct pr_trace":
+        bint on
+        uint64_t lost
+    void pr_trace_init(pr_trace *trace)
+    void pr_trace_deinit(pr_trace *trace)
+    void pr_trace_set_role(pr_role role)
+    void pr_trace_note(pr_trace *trace, pr_action action, int fd, uint32_t events)
+    size_t pr_trace_read(pr_trace *trace, pr_step *steps, size_t max)
+
+
+cdef extern from "pyreactor/handle_set.h" nogil:
+    uint32_t PR_HANDLE_INLINE
+    uint32_t PR_HANDLE_CHANNEL
+    uint32_t PR_HANDLE_SPREAD
+    ctypedef struct pr_event "struct pr_event":
+        int fd
+        uint32_t generation
+        uint32_t events
+        uint32_t flags
+        uint64_t timer_id
+    ctypedef struct pr_handle_set_stats "struct pr_handle_set_stats":
+        uint64_t waits
+        uint64_t events
+        uint64_t stale_events
+        uint64_t timers
+        uint64_t handles
+    ctypedef struct pr_handle_set "struct pr_handle_set":
+        pass
+    void pr_handle_set_init(
+        pr_handle_set *set, pr_demux *demux, pr_trace *trace, int events_per_wait)
+    void pr_handle_set_deinit(pr_handle_set *set)
+    int pr_handle_set_register(
+        pr_handle_set *set, int fd, uint32_t wanted, uint32_t flags, uint32_t *generation)
+    int pr_handle_set_remove(pr_handle_set *set, int fd)
+    int pr_handle_set_modify(pr_handle_set *set, int fd, uint32_t wanted)
+    int pr_handle_set_suspend(pr_handle_set *set, int fd)
+    int pr_handle_set_resume(pr_handle_set *set, int fd)
+    int pr_handle_set_wait(pr_handle_set *set, pr_event *event, int64_t timeout_ns)
+    bint pr_handle_set_is_wanted(pr_handle_set *set, const pr_event *event)
+    int pr_handle_set_complete(pr_handle_set *set, const pr_event *event)
+    int pr_handle_set_write(pr_handle_set *set, int fd, const char *data, size_t size)
+    bint pr_handle_set_close_when_written(pr_handle_set *set, int fd)
+    void pr_handle_set_wake(pr_handle_set *set)
+    int pr_handle_set_start_timer(pr_handle_set *set, pr_timer *timer)
+    bint pr_handle_set_cancel_timer(pr_handle_set *set, pr_timer *timer)
+    void pr_handle_set_read_stats(pr_handle_set *set, pr_handle_set_stats *stats)
+
+
+cdef extern from "pyreactor/thread_set.h" nogil:
+    ctypedef struct pr_member "struct pr_member":
+        uint32_t state
+        uint64_t led
+        uint64_t handled
+    ctypedef struct pr_thread_set "struct pr_thread_set":
+        pr_member *leader
+        uint64_t promotions
+        uint64_t delegations
+        uint64_t violations
+    void pr_thread_set_init(pr_thread_set *set, pr_trace *trace, bint delegating)
+    void pr_thread_set_deinit(pr_thread_set *set)
+    void pr_member_init(pr_member *member)
+    int pr_thread_set_join(
+        pr_thread_set *set, pr_member *member, pr_event *event, int64_t timeout_ns)
+    int pr_thread_set_promote(pr_thread_set *set, pr_member *member)
+    int pr_thread_set_delegate(
+        pr_thread_set *set, pr_member *member, const pr_event *event, pr_member *follower)
+    int pr_thread_set_next(
+        pr_thread_set *set, pr_handle_set *handles, pr_member *member, pr_event *event)
+    void pr_thread_set_leave(pr_thread_set *set, pr_member *member)
+    void pr_thread_set_close(pr_thread_set *set)
+
+
+cdef extern from "pyreactor/pump.h" nogil:
+    ctypedef struct pr_transfer "struct pr_transfer":
+        int error
+        bint ended
+        size_t size
+        char *data
+    ctypedef struct pr_loop_place "struct pr_loop_place":
+        pr_request_queue *connections
+        pr_handle_set *set
+    ctypedef struct pr_pump "struct pr_pump":
+        pr_handle_set *set
+        pr_request_queue *queue
+        pr_trace *trace
+        unsigned index
+        bint stopping
+        pr_loop_place *places
+        unsigned place_count
+        uint64_t handed_over
+    ctypedef struct pr_work "struct pr_work":
+        pr_event event
+        unsigned pump_index
+        pr_transfer *transfer
+    int pr_pump_next(pr_pump *pump, pr_event *event)
+    void pr_pump_stop(pr_pump *pump)
+    int pr_pump_take(pr_request_queue *queue, pr_trace *trace, pr_work *work)
+
+
+cdef extern from "pyreactor/signal_source.h" nogil:
+    ctypedef struct pr_signal_source "struct pr_signal_source":
+        int fd
+    int pr_signal_source_init(pr_signal_source *source)
+    void pr_signal_source_deinit(pr_signal_source *source)
+    int pr_signal_source_add(pr_signal_source *source, int signal_number)
+    int pr_signal_source_remove(pr_signal_source *source, int signal_number)
+    int pr_signal_source_read(pr_signal_source *source, int *signal_numbers, int max)

@@ -58,13 +58,3 @@ void pr_demux_nudge(struct pr_demux *demux)
     if (atomic_load(&demux->wakeup.state) == PR_SLEEPING)
         demux->ops->wake(demux);
 }
-
-int pr_demux_wait(struct pr_demux *demux, struct pr_ready_event *events, int capacity,
-                  int64_t timeout_ns)
-{
-    if (atomic_exchange(&demux->waiting, true))
-        return -EBUSY;
-    int count = demux->ops->wait(demux, events, capacity, timeout_ns);
-    atomic_store(&demux->waiting, false);
-    return count;
-}

@@ -6,6 +6,7 @@
 #ifndef PYREACTOR_DEMUX_H
 #define PYREACTOR_DEMUX_H
 
+#include <errno.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -88,8 +89,15 @@ int pr_demux_new(const struct pr_demux_ops *ops, struct pr_demux **demux);
 void pr_demux_free(struct pr_demux *demux);
 
 /* ops->wait(), for one thread at a time: -EBUSY where another one waits.  Any thread. */
-int pr_demux_wait(struct pr_demux *demux, struct pr_ready_event *events, int capacity,
-                  int64_t timeout_ns);
+static inline int pr_demux_wait(struct pr_demux *demux, struct pr_ready_event *events, int capacity,
+                                int64_t timeout_ns)
+{
+    if (atomic_exchange(&demux->waiting, true))
+        return -EBUSY;
+    int count = demux->ops->wait(demux, events, capacity, timeout_ns);
+    atomic_store(&demux->waiting, false);
+    return count;
+}
 
 /* Makes the wait under way, if there is one, look at the set again.  Any thread. */
 void pr_demux_nudge(struct pr_demux *demux);

@@ -1,0 +1,81 @@
+# What the dispatchers are made of; see dispatchers.py for how they are put together.
+
+from pyreactor._demux cimport DemultiplexerCore
+from pyreactor._native cimport (
+    pr_event,
+    pr_handle_set,
+    pr_loop_place,
+    pr_member,
+    pr_pump,
+    pr_signal_source,
+    pr_thread_set,
+    pr_timer,
+    pr_trace,
+    pr_transfer,
+)
+from pyreactor._queue cimport QueueCore
+
+
+cdef class TraceCore:
+    cdef pr_trace core
+
+
+cdef class Timer:
+    cdef pr_timer core
+    cdef object number     # the timer_id of its events
+    cdef object handler    # None once it is over
+    cdef readonly object data
+    cdef object interval_ns  # None: once
+
+
+cdef class HandleSetCore:
+    cdef pr_handle_set core
+    cdef bint open
+
+    # What the set refers to
+    cdef DemultiplexerCore demultiplexer
+    cdef TraceCore trace_core
+
+    # Descriptor -> (generation, handler, file object); timer number -> Timer
+    cdef object changes  # a lock: what is bound and what the core knows change together
+    cdef dict bindings
+    cdef dict timers
+    cdef object last_timer
+
+    # Signals: number -> handler; the source is made with the first
+    cdef dict signal_handlers
+    cdef pr_signal_source signals
+    cdef bint has_signals
+
+    cdef readonly object on_error  # (handler, exception) of a handler that raised
+
+    cdef int check(self) except -1
+    cdef int handle(self, pr_event *event, pr_transfer *transfer) except -1
+    cdef int handle_timer(self, pr_event *event) except -1
+    cdef int handle_descriptor(
+        self, pr_event *event, tuple binding, pr_transfer *transfer) except -1
+    cdef object receive(self, int fd, object handler, pr_transfer *transfer)
+    cdef int handle_signals(self, pr_event *event) except -1
+    cdef int unbind(self, int fd, object generation) except -1
+
+
+cdef class Member:
+    cdef pr_member core
+    cdef readonly unsigned long ident
+    cdef readonly int native_id
+
+
+cdef class ThreadSetCore:
+    cdef pr_thread_set core
+    cdef TraceCore trace_core
+    cdef dict members  # thread ident -> Member
+
+    cdef Member this_member(self)
+
+
+cdef class Pump:
+    cdef pr_pump core
+    cdef HandleSetCore handle_set
+    cdef QueueCore queue
+    cdef list loops  # those the places point to
+    cdef pr_loop_place *places  # owned

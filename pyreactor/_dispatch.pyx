@@ -1,0 +1,722 @@
+# cython: language_level=3, embedsignature=True, freethreading_compatible=True
+"""What the dispatchers are made of: handle sets, thread sets, pumps and the trace.
+
+Waiting, queueing and handing over happen in C without the GIL; handlers are called with it.
+"""
+
+import errno
+import threading
+from collections import namedtuple
+
+from libc.stdint cimport int64_t, uint32_t
+from libc.stdlib cimport calloc, free
+
+from pyreactor._demux cimport DemultiplexerCore, timeout_ns_of
+from pyreactor._errors cimport errno_exception, raise_errno
+from pyreactor._native cimport (
+    PR_ACTION_HANDLE,
+    PR_EXCEPTIONAL,
+    PR_HANDLE_CHANNEL,
+    PR_HANDLE_INLINE,
+    PR_HANDLE_SPREAD,
+    PR_READABLE,
+    PR_TIMER_IDLE,
+    PR_WRITABLE,
+    pr_event,
+    pr_handle_set_cancel_timer,
+    pr_handle_set_close_when_written,
+    pr_handle_set_complete,
+    pr_handle_set_deinit,
+    pr_handle_set_init,
+    pr_handle_set_is_wanted,
+    pr_handle_set_modify,
+    pr_handle_set_read_stats,
+    pr_handle_set_register,
+    pr_handle_set_remove,
+    pr_handle_set_resume,
+    pr_handle_set_start_timer,
+    pr_handle_set_stats,
+    pr_handle_set_suspend,
+    pr_handle_set_wait,
+    pr_handle_set_wake,
+    pr_handle_set_write,
+    pr_loop_place,
+    pr_member_init,
+    pr_now_ns,
+    pr_pump_next,
+    pr_pump_stop,
+    pr_pump_take,
+    pr_request,
+    pr_request_release,
+    pr_role,
+    pr_signal_source_add,
+    pr_signal_source_deinit,
+    pr_signal_source_init,
+    pr_signal_source_read,
+    pr_signal_source_remove,
+    pr_step,
+    pr_thread_set_close,
+    pr_thread_set_deinit,
+    pr_thread_set_delegate,
+    pr_thread_set_init,
+    pr_thread_set_join,
+    pr_thread_set_leave,
+    pr_thread_set_next,
+    pr_thread_set_promote,
+    pr_trace_deinit,
+    pr_trace_init,
+    pr_trace_note,
+    pr_trace_read,
+    pr_trace_set_role,
+    pr_transfer,
+    pr_work,
+)
+from pyreactor._queue cimport QueueCore
+
+READ = PR_READABLE
+WRITE = PR_WRITABLE
+EXCEPTION = PR_EXCEPTIONAL
+INLINE = PR_HANDLE_INLINE
+CHANNEL = PR_HANDLE_CHANNEL
+SPREAD = PR_HANDLE_SPREAD
+
+CLOSE = -1  # a handler's answer: remove the handle and close it
+
+# In the order of the enumerations in csrc/include/pyreactor/trace.h.
+ACTIONS = (
+    'register', 'rearm', 'remove', 'wait', 'put', 'take', 'handle', 'read', 'write', 'join',
+    'lead', 'promote', 'delegate', 'hand_over',
+)
+ROLES = ('application', 'main', 'worker', 'async', 'sync', 'member', 'loop')
+STATES = ('FOLLOWER', 'LEADER', 'PROCESSING')
+
+
+cdef extern from "Python.h":
+    unsigned long PyThread_get_thread_ident() nogil
+    int PyErr_CheckSignals() except -1
+
+
+cdef enum:
+    SIGNALS_PER_READ = 64
+    STEPS_PER_READ = 256
+
+
+Completion = namedtuple('Completion', ['handle', 'data', 'error', 'eof'])
+Completion.__doc__ = """A finished read: the bytes, the OSError that ended it or None, and whether
+the peer sends no more."""
+
+
+class NotLeaderError(RuntimeError):
+    """Only the leader may do this."""
+
+
+def set_role(str role):
+    """Say what the calling thread is, for the trace.  Any thread."""
+    pr_trace_set_role(<pr_role><int>ROLES.index(role))
+
+
+cdef class TraceCore:
+    """The steps that threads have done, while it is on."""
+
+    def __cinit__(self):
+        pr_trace_init(&self.core)
+
+    def __dealloc__(self):
+        pr_trace_deinit(&self.core)
+
+    @property
+    def on(self):
+        """Whether steps are written."""
+        return bool(self.core.on)
+
+    @on.setter
+    def on(self, bint on):
+        self.core.on = on
+
+    @property
+    def lost(self):
+        """How many steps found no room."""
+        return self.core.lost
+
+    def read(self):
+        """Return the unread steps, oldest first: (action, role, thread_id, fd, events, time_ns)."""
+        cdef pr_step steps[STEPS_PER_READ]
+        cdef size_t count, i
+        read = []
+        while True:
+            count = pr_trace_read(&self.core, steps, STEPS_PER_READ)
+            for i in range(count):
+                read.append((
+                    ACTIONS[steps[i].action], ROLES[steps[i].role], steps[i].thread_id,
+                    steps[i].fd, steps[i].events, steps[i].time_ns))
+            if count < STEPS_PER_READ:
+                return read
+
+
+cdef class Timer:
+    """What schedule_timer() returns."""
+
+    @property
+    def active(self):
+        """Whether it has not been cancelled, and not run for the last time."""
+        return self.handler is not None
+
+
+cdef class HandleSetCore:
+    """Handles, timers and signals, and the handlers that they are bound to."""
+
+    def __init__(
+        self, DemultiplexerCore demultiplexer not None, TraceCore trace, int events_per_wait,
+        on_error
+    ):
+        demultiplexer.check()
+        self.demultiplexer = demultiplexer
+        self.trace_core = trace
+        self.on_error = on_error
+        self.changes = threading.RLock()
+        self.bindings = {}
+        self.timers = {}
+        self.last_timer = 0
+        self.signal_handlers = {}
+        pr_handle_set_init(&self.core, demultiplexer.demux, &trace.core, events_per_wait)
+        self.open = True
+        demultiplexer.lent_to = self
+
+    def __dealloc__(self):
+        if self.open:
+            pr_handle_set_deinit(&self.core)
+            if self.has_signals:
+                pr_signal_source_deinit(&self.signals)
+
+    cdef int check(self) except -1:
+        if not self.open:
+            raise ValueError('the handle set is closed')
+        return 0
+
+    def _register(self, int fd, handler, fileobj, uint32_t wanted, uint32_t flags):
+        cdef uint32_t generation = 0
+        cdef int error
+        self.check()
+        # The binding is there before the first event can come, without its generation: whoever
+        # comes too early finds it complete a moment later, with the lock.
+        with self.changes:
+            error = pr_handle_set_register(&self.core, fd, wanted, flags, &generation)
+            if error == -errno.EEXIST:
+                raise KeyError(f'descriptor {fd} is already registered')
+            if error < 0:
+                raise_errno(error)
+            self.bindings[fd] = (generation, handler, fileobj)
+
+    def _remove(self, int fd):
+        """Remove a handle; its handler's handle_close() is called, now or when it has returned."""
+        cdef int result
+        self.check()
+        binding = self._binding(fd)
+        result = pr_handle_set_remove(&self.core, fd)
+        if result < 0:
+            raise KeyError(f'descriptor {fd} is not registered')
+        if result == 0 and binding is not None:
+            self.unbind(fd, binding[0])
+
+    def _remove_all(self):
+        """Remove every handle, when no thread handles events any more: also those whose events
+        nobody came for."""
+        self.check()
+        for fd, binding in list(self.bindings.items()):
+            pr_handle_set_remove(&self.core, fd)
+            self.unbind(fd, binding[0])
+
+    def _binding(self, int fd):
+        with self.changes:
+            return self.bindings.get(fd)
+
+    def _bound(self):
+        return list(self.bindings)
+
+    def _modify(self, int fd, uint32_t wanted):
+        self.check()
+        self._raise_unless_found(pr_handle_set_modify(&self.core, fd, wanted), fd)
+
+    def _suspend(self, int fd):
+        self.check()
+        self._raise_unless_found(pr_handle_set_suspend(&self.core, fd), fd)
+
+    def _resume(self, int fd):
+        self.check()
+        self._raise_unless_found(pr_handle_set_resume(&self.core, fd), fd)
+
+    def _write(self, int fd, const unsigned char[::1] data not None):
+        self.check()
+        cdef const char *bytes = <const char *>&data[0] if data.shape[0] else NULL
+        self._raise_unless_found(
+            pr_handle_set_write(&self.core, fd, bytes, <size_t>data.shape[0]), fd)
+
+    def _raise_unless_found(self, int error, int fd):
+        if error == -errno.ENOENT:
+            raise KeyError(f'descriptor {fd} is not registered')
+        if error < 0:
+            raise_errno(error)
+
+    cdef int unbind(self, int fd, object generation) except -1:
+        """Forgets the binding of a handle that is out of the set, and has its handler close it."""
+        with self.changes:
+            binding = self.bindings.get(fd)
+            if binding is None or binding[0] != generation:
+                return 0
+            del self.bindings[fd]
+        handler = binding[1]
+        try:
+            handler.handle_close(fd)
+        except BaseException as exc:
+            self.on_error(handler, exc)
+        handler._unbind(self)
+        return 0
+
+    # --- Timers -----------------------------------------------------------------------------------
+
+    def _schedule(self, handler, delay, interval, data):
+        cdef Timer timer = Timer()
+        cdef int error
+        self.check()
+        with self.changes:
+            self.last_timer += 1
+            timer.number = self.last_timer
+        timer.handler = handler
+        timer.data = data
+        timer.interval_ns = None if interval is None else max(1, timeout_ns_of(interval))
+        timer.core.heap_index = PR_TIMER_IDLE
+        timer.core.callback.owner = <void *><size_t>timer.number
+        timer.core.deadline_ns = pr_now_ns() + max(0, timeout_ns_of(delay))
+        self.timers[timer.number] = timer
+        error = pr_handle_set_start_timer(&self.core, &timer.core)
+        if error < 0:
+            del self.timers[timer.number]
+            raise_errno(error)
+        return timer
+
+    def _cancel(self, Timer timer not None):
+        """Cancel a timer.  Returns whether its handler would have been called."""
+        self.check()
+        pr_handle_set_cancel_timer(&self.core, &timer.core)
+        timer.handler = None
+        return self.timers.pop(timer.number, None) is not None
+
+    cdef int handle_timer(self, pr_event *event) except -1:
+        cdef Timer timer = self.timers.get(event.timer_id)
+        if timer is None:
+            return 0  # cancelled
+        handler = timer.handler
+        if timer.interval_ns is None:
+            if self.timers.pop(timer.number, None) is None:
+                return 0
+            timer.handler = None
+        try:
+            answer = handler.handle_timeout(timer)
+        except BaseException as exc:
+            self.on_error(handler, exc)
+            answer = CLOSE
+        if timer.interval_ns is None:
+            return 0
+        if answer == CLOSE:
+            self.timers.pop(timer.number, None)
+            timer.handler = None
+        if timer.number in self.timers:
+            # From when it was due, so that it does not drift; a time that is over is left out.
+            timer.core.deadline_ns = max(
+                pr_now_ns(), timer.core.deadline_ns + <int64_t>timer.interval_ns)
+            pr_handle_set_start_timer(&self.core, &timer.core)
+        return 0
+
+    # --- Signals ----------------------------------------------------------------------------------
+
+    def _add_signal(self, int number, handler):
+        cdef int error = 0
+        cdef uint32_t generation = 0
+        self.check()
+        with self.changes:
+            if not self.has_signals:
+                error = pr_signal_source_init(&self.signals)
+                if error < 0:
+                    raise_errno(error)
+                self.has_signals = True
+                error = pr_handle_set_register(
+                    &self.core, self.signals.fd, PR_READABLE, 0, &generation)
+                if error < 0:
+                    pr_signal_source_deinit(&self.signals)
+                    self.has_signals = False
+                    raise_errno(error)
+            error = pr_signal_source_add(&self.signals, number)
+            if error == -errno.EEXIST:
+                raise KeyError(f'signal {number} is already registered')
+            if error < 0:
+                raise_errno(error)
+            self.signal_handlers[number] = handler
+
+    def _remove_signal(self, int number):
+        self.check()
+        with self.changes:
+            handler = self.signal_handlers.pop(number, None)
+            if handler is None:
+                raise KeyError(f'signal {number} is not registered')
+            pr_signal_source_remove(&self.signals, number)
+        return handler
+
+    cdef int handle_signals(self, pr_event *event) except -1:
+        cdef int numbers[SIGNALS_PER_READ]
+        cdef int count, i
+        while True:
+            count = pr_signal_source_read(&self.signals, numbers, SIGNALS_PER_READ)
+            for i in range(count):
+                handler = self.signal_handlers.get(numbers[i])
+                if handler is None:
+                    continue
+                try:
+                    handler.handle_signal(numbers[i])
+                except BaseException as exc:
+                    self.on_error(handler, exc)
+            if count < SIGNALS_PER_READ:
+                break
+        pr_handle_set_complete(&self.core, event)
+        return 0
+
+    # --- Events -----------------------------------------------------------------------------------
+
+    cdef int handle(self, pr_event *event, pr_transfer *transfer) except -1:
+        """Calls the handler of an event, and lets the handle be waited for again."""
+        if event.fd < 0:
+            pr_trace_note(&self.trace_core.core, PR_ACTION_HANDLE, -1, 0)
+            return self.handle_timer(event)
+        if self.has_signals and event.fd == self.signals.fd:
+            pr_trace_note(&self.trace_core.core, PR_ACTION_HANDLE, event.fd, event.events)
+            return self.handle_signals(event)
+        binding = self._binding(event.fd)
+        if binding is not None and binding[0] == event.generation:
+            return self.handle_descriptor(event, binding, transfer)
+        pr_handle_set_complete(&self.core, event)
+        return 0
+
+    cdef int handle_descriptor(
+        self, pr_event *event, tuple binding, pr_transfer *transfer
+    ) except -1:
+        cdef int result
+        handler = binding[1]
+        answer = None
+        if pr_handle_set_is_wanted(&self.core, event):
+            pr_trace_note(&self.trace_core.core, PR_ACTION_HANDLE, event.fd, event.events)
+            try:
+                if transfer != NULL:
+                    answer = self.receive(event.fd, handler, transfer)
+                elif event.events == 0 or handler._is_channel:
+                    answer = CLOSE  # all is written, or the channel cannot be waited for
+                else:
+                    answer = handler.handle_event(event.fd, event.events)
+            except BaseException as exc:
+                self.on_error(handler, exc)
+                answer = CLOSE
+            if answer == CLOSE:
+                pr_handle_set_remove(&self.core, event.fd)
+        result = pr_handle_set_complete(&self.core, event)
+        if result < 0:  # closed by somebody else
+            pr_handle_set_remove(&self.core, event.fd)
+        if result != 0:
+            self.unbind(event.fd, binding[0])
+        return 0
+
+    cdef object receive(self, int fd, object handler, pr_transfer *transfer):
+        """Gives a finished read to its handler, and writes what that answers."""
+        error = errno_exception(transfer.error) if transfer.error else None
+        data = transfer.data[:transfer.size]
+        answer = handler.handle_read(Completion(fd, data, error, bool(transfer.ended)))
+        if answer is CLOSE or answer is None or isinstance(answer, int):
+            reply = b''
+        else:
+            reply, answer = answer, None
+        if reply:
+            self._write(fd, reply)
+        if transfer.error:
+            return CLOSE
+        if transfer.ended or answer == CLOSE:
+            return None if pr_handle_set_close_when_written(&self.core, fd) else CLOSE
+        return None
+
+    def _wait(self, timeout):
+        """Wait for one event: (fd, generation, events, timer number), or None."""
+        cdef pr_event event
+        cdef int64_t timeout_ns = timeout_ns_of(timeout)
+        cdef int64_t deadline_ns = pr_now_ns() + timeout_ns
+        cdef int result
+        self.check()
+        while True:
+            with nogil:
+                result = pr_handle_set_wait(&self.core, &event, timeout_ns)
+            if result == 1:
+                return event.fd, event.generation, event.events, event.timer_id
+            if result == -errno.EBUSY:
+                raise NotLeaderError('another thread waits on this handle set')
+            if result < 0 and result != -errno.EINTR:
+                raise_errno(result)
+            PyErr_CheckSignals()
+            if timeout_ns >= 0:
+                timeout_ns = max(<int64_t>0, deadline_ns - pr_now_ns())
+                if timeout_ns == 0 and pr_now_ns() >= deadline_ns:
+                    return None
+
+    def _handle(self, event):
+        """Call the handler of an event that _wait() has returned."""
+        cdef pr_event copy
+        copy.fd, copy.generation, copy.events, copy.timer_id = event
+        self.handle(&copy, NULL)
+
+    def _stats(self):
+        cdef pr_handle_set_stats stats
+        self.check()
+        pr_handle_set_read_stats(&self.core, &stats)
+        return stats
+
+    def _is_open(self):
+        return bool(self.open)
+
+    def _wake(self):
+        self.check()
+        pr_handle_set_wake(&self.core)
+
+    def _close(self):
+        """Free it, when no thread uses it any more; handles have been removed before."""
+        if self.open:
+            self.open = False
+            if self.has_signals:
+                self.has_signals = False
+                pr_signal_source_deinit(&self.signals)
+            pr_handle_set_deinit(&self.core)
+            self.demultiplexer.lent_to = None
+
+
+cdef class Member:
+    """A thread of a thread set."""
+
+    def __cinit__(self):
+        pr_member_init(&self.core)
+        self.ident = PyThread_get_thread_ident()
+        self.native_id = threading.get_native_id()
+
+    @property
+    def state(self):
+        """The name of its state."""
+        return STATES[self.core.state]
+
+    @property
+    def led(self):
+        """How many events it has waited for as the leader."""
+        return self.core.led
+
+    @property
+    def handled(self):
+        """How many events it has handled."""
+        return self.core.handled
+
+
+cdef class ThreadSetCore:
+    """The threads that take turns at a handle set."""
+
+    def __cinit__(self, TraceCore trace not None, bint delegating):
+        self.trace_core = trace
+        self.members = {}
+        pr_thread_set_init(&self.core, &trace.core, delegating)
+
+    def __dealloc__(self):
+        pr_thread_set_deinit(&self.core)
+
+    cdef Member this_member(self):
+        """The member that the calling thread is; it becomes one with the first call."""
+        member = self.members.get(PyThread_get_thread_ident())
+        if member is None:
+            member = Member()
+            self.members[member.ident] = member
+        return member
+
+    def _members(self):
+        return list(self.members.values())
+
+    def _is_leader(self):
+        member = self.members.get(PyThread_get_thread_ident())
+        return member is not None and (<Member>member).core.state == 1
+
+    def _join(self, timeout):
+        """None as the leader; a (fd, generation, events, timer number) that was delegated."""
+        cdef Member member = self.this_member()
+        cdef pr_event event
+        cdef int64_t timeout_ns = timeout_ns_of(timeout)
+        cdef int result
+        while True:
+            with nogil:
+                result = pr_thread_set_join(&self.core, &member.core, &event, timeout_ns)
+            if result != -errno.EINTR:
+                break
+            PyErr_CheckSignals()
+        if result == 1:
+            return event.fd, event.generation, event.events, event.timer_id
+        if result == -errno.ETIMEDOUT:
+            raise TimeoutError('there was a leader all the time')
+        if result < 0:
+            raise RuntimeError('the thread set is closed')
+        return None
+
+    def _promote(self):
+        cdef Member member = self.this_member()
+        if pr_thread_set_promote(&self.core, &member.core) < 0:
+            raise NotLeaderError('only the leader may promote a new one')
+
+    def _delegate(self, event, Member follower):
+        cdef Member member = self.this_member()
+        cdef pr_event copy
+        cdef int result
+        copy.fd, copy.generation, copy.events, copy.timer_id = event
+        result = pr_thread_set_delegate(
+            &self.core, &member.core, &copy, &follower.core if follower is not None else NULL)
+        if result == -errno.EPERM:
+            raise NotLeaderError('only the leader may delegate an event')
+        return result == 0
+
+    def _leave(self):
+        cdef Member member = self.members.pop(PyThread_get_thread_ident(), None)
+        if member is not None:
+            pr_thread_set_leave(&self.core, &member.core)
+
+    def _run_member(self, HandleSetCore handle_set not None):
+        """Take turns at the handle set until the set is closed."""
+        cdef Member member = self.this_member()
+        cdef pr_event event
+        cdef int result
+        try:
+            while True:
+                with nogil:
+                    result = pr_thread_set_next(
+                        &self.core, &handle_set.core, &member.core, &event)
+                if result == 1:
+                    handle_set.handle(&event, NULL)
+                elif result == -errno.EINTR:
+                    PyErr_CheckSignals()
+                elif result == -errno.ESHUTDOWN:
+                    return
+                else:
+                    raise_errno(result)
+        finally:
+            self._leave()
+
+    def _close(self):
+        pr_thread_set_close(&self.core)
+
+    def _counters(self):
+        return {
+            'promotions': self.core.promotions,
+            'delegations': self.core.delegations,
+            'violations': self.core.violations,
+        }
+
+
+cdef class Pump:
+    """The asynchronous side of a dispatcher: one thread's wait on one handle set."""
+
+    def __init__(self, HandleSetCore handle_set not None, QueueCore queue, unsigned index):
+        self.handle_set = handle_set
+        self.queue = queue
+        self.core.set = &handle_set.core
+        self.core.queue = queue.core if queue is not None else NULL
+        self.core.trace = &handle_set.trace_core.core
+        self.core.index = index
+
+    def __dealloc__(self):
+        free(self.places)
+
+    def spread_over(self, loops):
+        """Give the connections of SPREAD listeners to `loops`, (handle set, queue) pairs."""
+        cdef Py_ssize_t i
+        self.loops = list(loops)
+        self.places = <pr_loop_place *>calloc(len(self.loops), sizeof(pr_loop_place))
+        if self.places == NULL:
+            raise MemoryError
+        for i, (handle_set, queue) in enumerate(self.loops):
+            self.places[i].set = &(<HandleSetCore>handle_set).core
+            self.places[i].connections = (<QueueCore>queue).core
+        self.core.places = self.places
+        self.core.place_count = <unsigned>len(self.loops)
+
+    @property
+    def stopping(self):
+        """Whether stop() was called."""
+        return bool(self.core.stopping)
+
+    @property
+    def handed_over(self):
+        """How many connections were given to loops."""
+        return self.core.handed_over
+
+    def run(self):
+        """Wait and put requests until stop(); handle what is INLINE.  The pump's thread."""
+        cdef pr_event event
+        cdef int result
+        while True:
+            with nogil:
+                result = pr_pump_next(&self.core, &event)
+            if result == 1:
+                self.handle_set.handle(&event, NULL)
+            elif result == 0 or result == -errno.ESHUTDOWN:
+                return
+            elif result == -errno.EINTR:
+                PyErr_CheckSignals()
+            else:
+                raise_errno(result)
+
+    def run_loop(self, QueueCore connections not None, adopt):
+        """Handle events, and call adopt(fd) for connections that arrive, until stop()."""
+        cdef pr_event event
+        cdef pr_request request
+        cdef int result
+        while True:
+            # Each time: a wait that was ended for a connection may have found events as well.
+            while connections.core.ops.try_get(connections.core, &request, 1) == 1:
+                adopt(request.fd)
+            with nogil:
+                result = pr_pump_next(&self.core, &event)
+            if result == 1:
+                self.handle_set.handle(&event, NULL)
+            elif result == -errno.EINTR:
+                PyErr_CheckSignals()
+            elif result < 0:
+                raise_errno(result)
+            elif self.core.stopping:
+                return
+
+    def stop(self):
+        """Make run() return.  Any thread."""
+        pr_pump_stop(&self.core)
+
+
+def run_worker(QueueCore queue not None, TraceCore trace not None, pumps):
+    """Take requests of `pumps` out of the queue, and handle them, until it is closed and empty."""
+    cdef pr_work work
+    cdef Pump pump
+    cdef int result
+    cdef list by_index = list(pumps)
+    while True:
+        with nogil:
+            result = pr_pump_take(queue.core, &trace.core, &work)
+        if result == 0:
+            pump = by_index[work.pump_index]
+            try:
+                pump.handle_set.handle(&work.event, work.transfer)
+            finally:
+                free(work.transfer)
+        elif result == -errno.ESHUTDOWN:
+            return
+        elif result == -errno.EINTR:
+            PyErr_CheckSignals()
+        elif result != -errno.EBADMSG:
+            raise_errno(result)
+
+
+def drop_requests(QueueCore queue not None):
+    """Release what is left in a closed queue.  Its handles stay busy, and are to be closed."""
+    cdef pr_request request
+    while queue.core.ops.try_get(queue.core, &request, 1) == 1:
+        pr_request_release(&request)
