@@ -6,19 +6,21 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 THREADS = 8
 
 
-def in_threads(function, *arguments):
+def in_threads(function, *arguments, threads=THREADS):
     """Call the function once per thread, all starting together; the results in order."""
-    barrier = threading.Barrier(THREADS)
+    barrier = threading.Barrier(threads)
 
     def run(number):
         barrier.wait()
         return function(number, *arguments)
 
-    with ThreadPoolExecutor(THREADS) as executor:
-        return list(executor.map(run, range(THREADS)))
+    with ThreadPoolExecutor(threads) as executor:
+        return list(executor.map(run, range(threads)))
 
 
 async def talk_to_oneself(rounds):
@@ -46,14 +48,15 @@ async def talk_to_oneself(rounds):
     return total
 
 
-def test_every_thread_can_have_a_loop(new_loop):
+@pytest.mark.parametrize(("threads", "rounds"), [(THREADS, 200), (50, 20)])
+def test_every_thread_can_have_a_loop(new_loop, threads, rounds):
     def work(number):
         loop = new_loop()
-        total = loop.run_until_complete(talk_to_oneself(200))
+        total = loop.run_until_complete(talk_to_oneself(rounds))
         loop.close()
         return total
 
-    assert in_threads(work) == [sum(range(200))] * THREADS
+    assert in_threads(work, threads=threads) == [sum(range(rounds))] * threads
 
 
 def test_loops_made_in_one_thread_can_run_in_others(new_loop):
