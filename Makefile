@@ -159,7 +159,7 @@ build/c/$(1)/%.o: %.c Makefile
 	@$$(CC) $$(C_FLAGS) $$(C_FLAGS_$(1)) -MMD -MP -c $$< -o $$@
 
 $$(programs_$(1)): build/c/$(1)/%: build/c/$(1)/%.o $$(objects_$(1))
-	@$$(CC) $$(C_FLAGS_$(1)) -pthread $$^ -o $$@
+	@$$(CC) $$(C_FLAGS_$(1)) -pthread $$^ -ldl -o $$@
 
 .PHONY: c-$(1) run-c-$(1)
 run-c-$(1): $$(programs_$(1))

@@ -51,7 +51,10 @@ CSRC = {
         "csrc/queue/ring_queue.c",
     ],
     "_sock": [],
+    "_tls_engine": ["csrc/tls/openssl.c", "csrc/tls/tls.c"],
+    "_tls": [],
 }
+LIBRARIES = {"_tls_engine": ["dl"]}  # part of the C library as of glibc 2.34
 
 setup(
     ext_modules=cythonize(
@@ -61,6 +64,7 @@ setup(
                 [f"pyreactor/{name}.pyx", *sources],
                 depends=glob("csrc/include/pyreactor/*.h"),
                 include_dirs=["csrc/include"],
+                libraries=LIBRARIES.get(name, []),
                 define_macros=[("_GNU_SOURCE", None)],
                 extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra"],
             )

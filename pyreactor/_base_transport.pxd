@@ -30,6 +30,7 @@ cdef class BaseTransport:
     cdef int stop(self) except -1
     cdef int set_reading(self, bint reading) except -1
     cdef bint is_expected(self, object exception) except -1
+    cdef int receive(self, const char *data, size_t size) except -1
 
     # The protocol
     cdef PyObject *call(self, str method, PyObject *argument) noexcept

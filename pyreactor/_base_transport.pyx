@@ -33,6 +33,7 @@ cdef class BaseTransport:
             warnings.warn(f'unclosed transport {self!r}', ResourceWarning, source=self)
             self.stop()
             self.file.close()
+            self._protocol = None  # ends a cycle: the collector does not clear this object
 
     # What each kind of transport does in its own way
 
@@ -51,6 +52,10 @@ cdef class BaseTransport:
     cdef bint is_expected(self, object exception) except -1:
         """True for the peer's errors, which are no news to the user."""
         return isinstance(exception, OSError)
+
+    cdef int receive(self, const char *data, size_t size) except -1:
+        """For a transport that stands on another: what that received, lent until the return."""
+        raise NotImplementedError
 
     # The protocol
 

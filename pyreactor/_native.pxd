@@ -133,6 +133,9 @@ cdef extern from "pyreactor/stats.h" nogil:
 
 cdef extern from "pyreactor/loop.h" nogil:
     size_t PR_RECEIVE_BUFFER_BYTES
+    ctypedef struct pr_flush "struct pr_flush":
+        pr_flush *next
+        int (*run)(pr_flush *flush) noexcept
     ctypedef struct pr_loop "struct pr_loop":
         pr_backend backend
         pr_watch_table watches
@@ -156,6 +159,8 @@ cdef extern from "pyreactor/loop.h" nogil:
     int pr_loop_start_timer(pr_loop *loop, pr_timer *timer)
     bint pr_loop_cancel_timer(pr_loop *loop, pr_timer *timer)
     pr_timer *pr_loop_take_timer(pr_loop *loop)
+    void pr_loop_add_flush(pr_loop *loop, pr_flush *flush)
+    void pr_loop_remove_flush(pr_flush *flush)
 
 
 cdef extern from "pyreactor/loop.h":
@@ -171,6 +176,7 @@ cdef extern from "pyreactor/write_queue.h":
 
 
 cdef extern from "pyreactor/stream.h":
+    size_t PR_STREAM_HELD_BYTES_MAX
     ctypedef struct pr_stream "struct pr_stream":
         pr_watch watch
         const pr_stream_handler *handler
@@ -468,3 +474,38 @@ cdef extern from "pyreactor/signal_source.h" nogil:
     int pr_signal_source_add(pr_signal_source *source, int signal_number)
     int pr_signal_source_remove(pr_signal_source *source, int signal_number)
     int pr_signal_source_read(pr_signal_source *source, int *signal_numbers, int max)
+
+
+cdef extern from "pyreactor/openssl.h":
+    ctypedef struct SSL:
+        pass
+    ctypedef struct BIO:
+        pass
+    ctypedef struct pr_openssl_table "struct pr_openssl":
+        void (*clear_error)()
+        long (*bio_ctrl)(BIO *bio, int command, long number, void *pointer)
+        BIO *(*ssl_get_rbio)(const SSL *ssl)
+        BIO *(*ssl_get_wbio)(const SSL *ssl)
+        void *(*ssl_get_ex_data)(const SSL *ssl, int index)
+    pr_openssl_table pr_openssl
+    int pr_openssl_load(const void *inside)
+    bint pr_openssl_is_mapped(const void *address)
+
+
+cdef extern from "pyreactor/tls.h":
+    int PR_TLS_RECORD_BYTES_MAX
+    ctypedef struct pr_tls "struct pr_tls":
+        bint failed
+        char *output
+        size_t output_size
+    int pr_tls_load()
+    int pr_tls_init(pr_tls *tls, SSL *ssl)
+    void pr_tls_deinit(pr_tls *tls)
+    int pr_tls_feed(pr_tls *tls, const char *data, size_t size)
+    int pr_tls_keep(pr_tls *tls)
+    bint pr_tls_has_input(const pr_tls *tls)
+    size_t pr_tls_readable_max(const pr_tls *tls)
+    ssize_t pr_tls_read(pr_tls *tls, char *buffer, size_t size)
+    int pr_tls_write(pr_tls *tls, const char *data, size_t size)
+    char *pr_tls_take_output(pr_tls *tls)
+    void pr_tls_clear_output(pr_tls *tls)

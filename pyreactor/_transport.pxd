@@ -27,6 +27,8 @@ cdef class StreamTransport(BaseTransport):
     cdef int finish_sending(self) except -1
     cdef int settle(self, int result) except -1
     cdef int queue(self, object data) except -1
+    cdef size_t send_now(self, const char *data, size_t size) except? 0
+    cdef int send_rest(self, const char *data, size_t size, object owner) except -1
     cdef object offer(self, object data)
     cdef flush(self)
     cdef count_dropped_write(self)

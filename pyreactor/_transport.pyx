@@ -191,6 +191,20 @@ buffered_protocol_handler.acquire_buffer = acquire_buffer
 buffered_protocol_handler.on_received = on_buffer_received
 
 
+cdef int on_received_for_upper(pr_stream *stream, const char *data, size_t size) noexcept:
+    cdef StreamTransport self = owner_of(stream)
+    cdef BaseTransport upper = self._protocol
+    try:
+        upper.receive(data, size)
+    except BaseException as exc:
+        return self.give_up(exc, 'Fatal error: protocol.data_received() call failed.')
+    return 0
+
+
+cdef pr_stream_handler upper_transport_handler = protocol_handler
+upper_transport_handler.on_received = on_received_for_upper
+
+
 cdef int set_nodelay(object sock) except -1:
     """Small writes leave at once, as asyncio has it for TCP."""
     if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type == socket.SOCK_STREAM:
@@ -306,9 +320,12 @@ cdef class StreamTransport(BaseTransport):
         """Give what comes from now on to `protocol`, a Protocol or a BufferedProtocol."""
         adopt(protocol)
         self._protocol = protocol
-        self.stream.handler = (
-            &buffered_protocol_handler if isinstance(protocol, asyncio_buffered_protocol)
-            else &protocol_handler)
+        if isinstance(protocol, BaseTransport):
+            self.stream.handler = &upper_transport_handler
+        elif isinstance(protocol, asyncio_buffered_protocol):
+            self.stream.handler = &buffered_protocol_handler
+        else:
+            self.stream.handler = &protocol_handler
 
     def is_reading(self):
         """Return True while data may come: neither paused nor closing."""
@@ -408,6 +425,30 @@ cdef class StreamTransport(BaseTransport):
             return PyBytes_FromStringAndSize(<char *>view.buf + sent, view.len - sent)
         finally:
             PyBuffer_Release(&view)
+
+    # For a transport that stands on this one: send_now(), and send_rest() what that left.
+
+    cdef size_t send_now(self, const char *data, size_t size) except? 0:
+        """Sends as much as the kernel takes, if nothing is queued before; returns how much.
+
+        A connection that is lost, or is by this, takes everything.
+        """
+        cdef ssize_t sent
+        if self._conn_lost:
+            return size
+        sent = pr_stream_send_now(&self.stream, data, size)
+        if sent < 0:
+            self.settle(<int>sent)
+            return size
+        return <size_t>sent
+
+    cdef int send_rest(self, const char *data, size_t size, object owner) except -1:
+        """Queues bytes that `owner` keeps."""
+        Py_INCREF(owner)
+        if pr_stream_queue(&self.stream, data, size, <void *>owner) < 0:
+            Py_DECREF(owner)
+            raise MemoryError
+        return self.settle(pr_stream_send_soon(&self.stream))
 
     def can_write_eof(self):
         """Return True: a socket can be shut down for writing."""

@@ -10,16 +10,16 @@ connections get the core's transports.
 import functools
 import os
 import selectors
+import ssl
 import sys
 import threading
 import weakref
-from asyncio import events, selector_events, sslproto, tasks, unix_events
+from asyncio import events, selector_events, streams, tasks, unix_events
 from contextlib import contextmanager
 
 from pyreactor._datagram import DatagramTransport
 from pyreactor._listener import Listener
 from pyreactor._loop import LoopCore
-from pyreactor._streams import adopt
 from pyreactor._transport import StreamTransport
 from pyreactor.metrics import OPEN_TRANSPORTS, LoopMetrics
 from pyreactor.process import SubprocessMethods
@@ -180,6 +180,14 @@ class Loop(
         make = DatagramTransport if sock.family in DatagramTransport.families else _SocketDatagrams
         return make(self, sock, protocol, address, waiter, extra)
 
+    @functools.cached_property
+    def _new_tls_transport(self):
+        # OpenSSL is looked for when the first connection asks for TLS, not at import.
+        from pyreactor._tls import TLSTransport
+        from pyreactor._tls_engine import configured_choice
+
+        return functools.partial(TLSTransport, engine=configured_choice())
+
     def _make_ssl_transport(
         self,
         rawsock,
@@ -194,12 +202,70 @@ class Loop(
         context=None,
         **timeouts,
     ):
-        adopt(protocol)
-        ssl_protocol = sslproto.SSLProtocol(
-            self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts
+        transport = self._new_tls_transport(
+            self,
+            protocol,
+            sslcontext,
+            waiter,
+            server_side,
+            server_hostname,
+            context=context,
+            **timeouts,
         )
-        StreamTransport(self, rawsock, ssl_protocol, None, extra, server, context)
-        return ssl_protocol._app_transport
+        StreamTransport(self, rawsock, transport, None, extra, server, context)
+        return transport
+
+    async def start_tls(
+        self,
+        transport,
+        protocol,
+        sslcontext,
+        *,
+        server_side=False,
+        server_hostname=None,
+        ssl_handshake_timeout=None,
+        ssl_shutdown_timeout=None,
+    ):
+        """Put TLS between `transport` and `protocol`; returns the transport to use from then on.
+
+        What a StreamReader has received already belongs to TLS: on both sides, so that a peer
+        cannot slip plain text in before the handshake.  Raises TypeError for a context or a
+        transport that does not fit, and what the handshake raises.
+        """
+        if not isinstance(sslcontext, ssl.SSLContext):
+            raise TypeError(
+                f"sslcontext is expected to be an instance of ssl.SSLContext, got {sslcontext!r}"
+            )
+        if not getattr(transport, "_start_tls_compatible", False):
+            raise TypeError(f"transport {transport!r} is not supported by start_tls()")
+        waiter = self.create_future()
+        upgraded = self._new_tls_transport(
+            self,
+            protocol,
+            sslcontext,
+            waiter,
+            server_side,
+            server_hostname,
+            call_connection_made=False,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
+        transport.pause_reading()
+        if isinstance(protocol, streams.StreamReaderProtocol):
+            upgraded._take_over(protocol._stream_reader)
+        transport.set_protocol(upgraded)
+        begin = self.call_soon(upgraded.connection_made, transport)
+        resume = self.call_soon(transport.resume_reading)
+        try:
+            await waiter
+        except BaseException:
+            transport.close()
+            begin.cancel()
+            resume.cancel()
+            raise
+        finally:
+            waiter = None  # its exception must not keep this frame alive
+        return upgraded
 
     # Servers
 

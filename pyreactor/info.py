@@ -6,6 +6,7 @@ import errno
 import os
 import platform
 import select
+import ssl
 import sys
 import sysconfig
 
@@ -21,6 +22,7 @@ def report() -> str:
     lines = [
         ("pyreactor", pyreactor.__version__),
         ("backend", _backend()),
+        ("tls", _tls()),
         ("python", _python()),
         ("built with", _build()),
         ("kernel", _kernel()),
@@ -37,6 +39,19 @@ def _backend() -> str:
         return str(loop.backend)
     finally:
         loop.close()
+
+
+def _tls() -> str:
+    from pyreactor import _tls_engine
+
+    engine, reason = _tls_engine.explain_choice()
+    try:
+        choice = _tls_engine.configured_choice()
+    except (ValueError, RuntimeError) as error:
+        return f"none: {error}"
+    if choice == "memorybio" != engine:
+        engine, reason = choice, "PYREACTOR_TLS says so"
+    return f"{engine}, {ssl.OPENSSL_VERSION}" + (f"; no openssl engine: {reason}" if reason else "")
 
 
 def _python() -> str:

@@ -10,6 +10,7 @@ import pathlib
 import py_compile
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import zipfile
@@ -284,9 +285,26 @@ def test_info_reports_versions_backend_and_kernel(tmp_path):
     assert values["pyreactor"] == pyreactor.__version__
     assert values["backend"] == os.environ["PYREACTOR_BACKEND"]
     assert values["epoll"] == "yes"
+    assert values["tls"] == f"openssl, {ssl.OPENSSL_VERSION}"
     assert "GIL o" in values["python"]
     assert os.uname().release in values["kernel"]
     assert values["io_uring"] == "yes" or values["io_uring"].startswith("no: ")
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ("openssl", f"openssl, {ssl.OPENSSL_VERSION}"),
+        (
+            "memorybio",
+            f"memorybio, {ssl.OPENSSL_VERSION}; no openssl engine: PYREACTOR_TLS says so",
+        ),
+        ("rot13", "none: PYREACTOR_TLS must be one of auto, openssl, memorybio, not 'rot13'"),
+    ],
+)
+def test_info_tells_the_tls_engine(monkeypatch, choice, expected):
+    monkeypatch.setenv("PYREACTOR_TLS", choice)
+    assert info._tls() == expected
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 import pyreactor
 from pyreactor._datagram import DatagramTransport
 from pyreactor._loop import Handle, TimerHandle
+from pyreactor._tls import TLSTransport
 from pyreactor._transport import StreamTransport
 from pyreactor.server import Server
 
@@ -23,6 +24,7 @@ OWN_TABLE = "pyreactor's own"
 # A table of the second part: whose methods it lists, asyncio's class and pyreactor's.
 CLASSES = {
     "Stream transports": (asyncio.Transport, StreamTransport),
+    "TLS transports": (asyncio.Transport, TLSTransport),
     "Datagram transports": (asyncio.DatagramTransport, DatagramTransport),
     "Read pipe transports": (asyncio.ReadTransport, unix_events._UnixReadPipeTransport),
     "Write pipe transports": (asyncio.WriteTransport, unix_events._UnixWritePipeTransport),
