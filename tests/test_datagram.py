@@ -904,6 +904,26 @@ async def test_close_waits_until_the_kernel_has_all(loop, pair):
         assert protocol.lost_with is None
 
 
+async def test_nothing_is_received_while_a_close_waits_for_the_peer(loop, pair):
+    near, far = pair
+
+    class Closing(Recorder):
+        def datagram_received(self, data, addr):
+            super().datagram_received(data, addr)
+            self.transport.close()
+
+    async with endpoint(loop, Closing(), sock=near) as (transport, protocol):
+        fill(transport)
+        for _ in range(3):
+            far.send(b"data")
+        await protocol.until_event("datagram_received")
+        await turns(10)
+        assert "connection_lost" not in protocol.events
+        assert protocol.events.count("datagram_received") == 1
+        transport.abort()
+        await protocol.until_event("connection_lost")
+
+
 async def test_abort_drops_what_the_kernel_has_not_taken(loop, pair):
     near, far = pair
     async with endpoint(loop, sock=near) as (transport, protocol):

@@ -316,6 +316,25 @@ def test_a_callback_that_cancels_itself_keeps_its_arguments(loop, schedule):
 
 
 @pytest.mark.parametrize("schedule", ["call_soon", "call_later"])
+def test_a_callback_that_cancels_itself_is_not_freed_while_it_runs(loop, schedule):
+    # Only the handle holds the partial object, and no frame does while it is called.
+    alive = []
+
+    def look(argument):
+        handle.cancel()
+        alive.append(held() is not None)
+
+    callback = partial(look, "argument")
+    held = weakref.ref(callback)
+    delay = () if schedule == "call_soon" else (0,)
+    handle = getattr(loop, schedule)(*delay, callback)
+    del callback
+    run_turns(loop, 2)
+    assert alive == [True]
+    assert held() is None
+
+
+@pytest.mark.parametrize("schedule", ["call_soon", "call_later"])
 def test_cancelling_lets_go_of_callback_and_arguments(loop, schedule):
     class Argument:
         pass
@@ -974,7 +993,8 @@ def test_internal_descriptors_that_reach_their_end_do_not_make_the_loop_spin(
                 ended += 1
     assert ended, "the loop has neither pipe nor socket: end its descriptors in another way"
     before = time.thread_time()
-    loop.run_until_complete(asyncio.sleep(0.2))
+    # So long that a spinning loop is noticed on a busy machine, too.
+    loop.run_until_complete(asyncio.sleep(1))
     assert time.thread_time() - before < 0.05
     loop.remove_signal_handler(signal.SIGUSR1)
     loop.close()

@@ -1473,6 +1473,25 @@ async def test_the_transport_can_be_stopped_in_get_buffer(loop, pair, method):
         assert protocol.lost_with is None
 
 
+@pytest.mark.asyncio_differs("receives once more")
+@pytest.mark.parametrize("method", ["close", "abort", "pause_reading"])
+async def test_a_stop_in_get_buffer_holds_for_this_very_buffer(loop, pair, method):
+    near, far = pair
+
+    class Protocol(BufferedRecorder):
+        def get_buffer(self, sizehint):
+            self.record("get_buffer")
+            getattr(self.transport, method)()
+            return super().get_buffer(sizehint)
+
+    protocol = Protocol()
+    async with connected(loop, near, protocol):
+        far.sendall(b"data")
+        await protocol.until_event("get_buffer")
+        await turns()
+        assert "buffer_updated" not in protocol.events
+
+
 async def test_the_protocol_can_be_exchanged_for_one_of_the_other_kind(loop, pair):
     near, far = pair
     plain, buffered, last = Recorder(), BufferedRecorder(), Recorder()

@@ -9,7 +9,9 @@
  * by inode, so that the program can tell an end it has to expect from one it must not see.
  *
  * Nothing is done to descriptors that are neither sockets nor pipes, nor to pipes that would have
- * to lie about the other end.  Readiness is never withheld: a level-triggered event comes again.
+ * to lie about the other end.  Readiness is never withheld: a level-triggered event comes again,
+ * and what is watched edge-triggered is only ever interrupted, for there the kernel, having said
+ * EAGAIN or done less than asked, owes another event.
  *
  * FAULTS_SEED, FAULTS_MILD and FAULTS_SEVERE (both in faults per million calls) are read at start;
  * nothing happens before faults_enable(1).  One process, all of its threads.
@@ -98,6 +100,9 @@ static struct {
 
 /* The one call that was asked to fail, see faults_fail(). */
 static atomic_int ordered_call = -1, ordered_error, ordered_countdown;
+
+/* By inode: what some epoll set watches edge-triggered. */
+static atomic_uint_fast64_t edges[BROKEN_SLOTS];
 
 static atomic_uint_fast64_t spared[SPARED_MAX];
 static atomic_uint spared_count;
@@ -226,7 +231,7 @@ static bool is_ordered(enum call call)
 }
 
 struct kind {
-    bool pipe, stream, datagram, connected, internet, nonblocking;
+    bool pipe, stream, datagram, connected, internet, nonblocking, edge_triggered;
     uint64_t inode;
 };
 
@@ -240,6 +245,7 @@ static bool look_at(int fd, struct kind *kind)
     kind->inode = status.st_ino;
     kind->pipe = S_ISFIFO(status.st_mode);
     kind->nonblocking = fcntl(fd, F_GETFL) & O_NONBLOCK;
+    kind->edge_triggered = atomic_load(&edges[kind->inode & (BROKEN_SLOTS - 1)]) == kind->inode;
     for (int i = 0; i < SPARED_MAX; i++)
         if (atomic_load(&spared[i]) == kind->inode)
             return false;
@@ -294,7 +300,7 @@ static bool disturb(enum call call, int fd, int flags, bool sends, size_t *size)
         }
     }
     if (chance(mild_ppm) && look_at(fd, &kind)) {
-        bool nonblocking = kind.nonblocking || flags & MSG_DONTWAIT;
+        bool nonblocking = (kind.nonblocking || flags & MSG_DONTWAIT) && !kind.edge_triggered;
         switch (random_number() % 3) {
         case 0:
             inject(call, EINTR);
@@ -503,7 +509,8 @@ static bool refuse_accept(enum call call, int fd)
         return true;
     }
     if (chance(mild_ppm) && look_at(fd, &kind) && kind.nonblocking) {
-        inject(call, ONE_OF(EINTR, EAGAIN, ECONNABORTED));
+        inject(call, kind.edge_triggered ? ONE_OF(EINTR, ECONNABORTED)
+                                         : ONE_OF(EINTR, EAGAIN, ECONNABORTED));
         return true;
     }
     return false;
@@ -575,6 +582,9 @@ int epoll_ctl(int set, int operation, int fd, struct epoll_event *event)
         remember(&kind, error);
         return inject(CALL_epoll_ctl, error);
     }
+    if (operation != EPOLL_CTL_DEL && look_at(fd, &kind)) /* first: what comes next may be a call */
+        atomic_store(&edges[kind.inode & (BROKEN_SLOTS - 1)],
+                     event->events & EPOLLET ? kind.inode : 0);
     return real_epoll_ctl(set, operation, fd, event);
 }
 

@@ -1,6 +1,7 @@
 """What the soak test does: servers, and clients that come and go in every way asyncio knows."""
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -142,7 +143,7 @@ class Servers:
     async def stop(self):
         for transport, protocol in self.datagrams:
             transport.close()
-            await protocol.lost
+            await asyncio.shield(protocol.lost)
         for server in self.servers:
             server.close()
         if self.handlers:
@@ -283,7 +284,7 @@ class Clients:
     async def converse(self, exchange, kind):
         end = make_end(self.soak, exchange, is_client=True)
         await self.connect(lambda: end, kind)
-        await end.done
+        await asyncio.shield(end.done)
         await self.soak.finish(exchange)
 
     async def tcp(self, key, rng):
@@ -315,7 +316,7 @@ class Clients:
         if end.transport is not None:
             if not end.done.done() and not end.transport.is_closing():
                 end.transport.abort()
-            await end.done
+            await asyncio.shield(end.done)
 
     async def streams(self, key, rng, kind="streams"):
         exchange = self.exchange(key, rng, [Plan.CLEAN])
@@ -346,6 +347,14 @@ class Clients:
             exchange.inodes.add(os.fstat(sock.fileno()).st_ino)
 
             async def send():
+                try:
+                    await send_all()
+                except OSError:
+                    with contextlib.suppress(OSError):
+                        sock.shutdown(socket.SHUT_RDWR)  # or we would wait for the answer
+                    raise
+
+            async def send_all():
                 await loop.sock_sendall(sock, exchange.header())
                 if exchange.up and rng.random() < 0.5:
                     sent = await loop.sock_sendfile(sock, file)
@@ -438,7 +447,7 @@ class Clients:
             except (OSError, RuntimeError) as exc:
                 transport.abort()
                 self.soak.blame(end, f"sendfile: {exc!r}")
-            await end.done
+            await asyncio.shield(end.done)
         await self.soak.finish(exchange)
 
     async def udp(self, key, rng):
@@ -470,7 +479,7 @@ class Clients:
             transport.close()
         else:
             transport.abort()
-        await protocol.lost
+        await asyncio.shield(protocol.lost)
         self.soak.counts["datagrams sent"] += DATAGRAMS
         if kind == "udp unix" and os.path.exists(arguments["local_addr"]):
             os.unlink(arguments["local_addr"])
