@@ -140,14 +140,30 @@ C_FLAGS_asan := -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sa
 C_FLAGS_tsan := -O1 -fno-omit-frame-pointer -fsanitize=thread
 
 C_SOURCES := $(sort $(filter csrc/%.c,$(NATIVE)))
-C_TESTS := $(sort $(wildcard tests/c/test_*.c))
+C_TESTS := $(sort $(wildcard tests/c/test_*.c)) tests/stress/queue_history.c
 C_AIDS := $(filter-out $(C_TESTS),$(sort $(wildcard tests/c/*.c)))
-C_FILES := $(sort $(filter csrc/%,$(NATIVE)) $(wildcard tests/c/*.[ch] tests/stress/*.c benchmarks/*/*.[ch]))
+C_FILES := $(sort $(filter csrc/%,$(NATIVE)) $(wildcard tests/c/*.[ch] tests/stress/*.c tests/model/*.[ch] benchmarks/*/*.[ch]))
 
 .PHONY: test-c asan tsan
 test-c: c-plain ## run the C tests
 asan: c-asan ## run the C tests under AddressSanitizer and UndefinedBehaviorSanitizer
 tsan: c-tsan ## run the C tests under ThreadSanitizer
+
+# The request queue for long: HISTORY_ITEMS through each topology, then SECONDS under TSan.
+HISTORY_ITEMS ?= 100000000
+SECONDS ?= 600
+
+.PHONY: stress
+stress: ## check the request queue's history over many items; HISTORY_ITEMS, SECONDS
+	@$(MAKE) --no-print-directory build/c/plain/tests/stress/queue_history \
+	    build/c/tsan/tests/stress/queue_history
+	for threads in 1x1 2x2 8x8; do \
+	    build/c/plain/tests/stress/queue_history --threads $$threads --items $(HISTORY_ITEMS) && \
+	    build/c/plain/tests/stress/queue_history --threads $$threads --items 1000000 --log \
+	    || exit 1; \
+	done
+	setarch -R build/c/tsan/tests/stress/queue_history --threads 4x4 --capacity 4 --log \
+	    --items 100000 --seconds $(SECONDS)
 
 # $(call flavour,NAME): how build/c/NAME/ is filled, and c-NAME, which runs what is in it.
 define flavour

@@ -22,7 +22,7 @@ static void pause_processor(void)
 
 void pr_ring_wait_turn(unsigned *tries)
 {
-    if ((*tries)++ < PR_RING_SPINS)
+    if (++*tries <= PR_RING_SPINS)
         pause_processor();
     else
         sched_yield();

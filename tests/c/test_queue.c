@@ -31,17 +31,40 @@ static int64_t soon(void)
     return pr_now_ns() + PATIENCE_NS;
 }
 
+/* As pr_request_queue_put() and its like, but for signals, of which there are none here. */
+static int put_all(const struct pr_request *requests, int count, int64_t deadline_ns)
+{
+    int done = 0;
+    while (done < count) {
+        int result =
+            pr_request_queue_put(queue, requests + done, (size_t)(count - done), deadline_ns);
+        if (result < 0 && result != -EINTR)
+            return done > 0 ? done : result;
+        done += result > 0 ? result : 0;
+    }
+    return done;
+}
+
+static int get_some(struct pr_request *requests, size_t max, int64_t deadline_ns)
+{
+    int result;
+    do
+        result = pr_request_queue_get(queue, requests, max, deadline_ns);
+    while (result == -EINTR);
+    return result;
+}
+
 static int put_one(int number, int64_t deadline_ns)
 {
     struct pr_request request = {.fd = number};
-    return pr_request_queue_put(queue, &request, 1, deadline_ns);
+    return put_all(&request, 1, deadline_ns);
 }
 
 /* The number of the oldest request, or the negative errno. */
 static int get_one(int64_t deadline_ns)
 {
     struct pr_request request;
-    int result = pr_request_queue_get(queue, &request, 1, deadline_ns);
+    int result = get_some(&request, 1, deadline_ns);
     return result < 0 ? result : request.fd;
 }
 
@@ -147,7 +170,7 @@ static void a_consumer_sleeps_until_a_request_comes(void)
 static void *put_in_thread(void *result)
 {
     struct pr_request requests[3] = {{.fd = 10}, {.fd = 11}, {.fd = 12}};
-    *(int *)result = pr_request_queue_put(queue, requests, 3, soon());
+    *(int *)result = put_all(requests, 3, soon());
     return NULL;
 }
 
@@ -293,7 +316,7 @@ static void *produce(void *argument)
     int producer = *(int *)argument;
     for (int i = 0; i < PUTS_PER_PRODUCER; i++) {
         struct pr_request request = {.fd = producer, .events = (uint32_t)i};
-        REQUIRE_EQUAL(pr_request_queue_put(queue, &request, 1, soon()), 1);
+        REQUIRE_EQUAL(put_all(&request, 1, soon()), 1);
     }
     return NULL;
 }
@@ -304,7 +327,7 @@ static void *consume(void *argument)
     (void)argument;
     for (;;) {
         struct pr_request requests[2];
-        int count = pr_request_queue_get(queue, requests, 2, soon());
+        int count = get_some(requests, 2, soon());
         if (count == -ESHUTDOWN)
             return NULL;
         REQUIRE(count >= 1);

@@ -66,7 +66,8 @@ struct pr_request_queue_ops {
 
     /*
      * Wait until there is room, until there is a request, or until the queue is closed.  Return 0,
-     * -ETIMEDOUT, -EINTR where a signal handler ran, or -EUSERS where too many sleep already.
+     * -ETIMEDOUT, -EINTR where a signal handler ran or may have run, for the caller to call again,
+     * or -EUSERS where too many sleep already.
      * After 0 the caller tries: it may have been woken in the place of another.
      */
     int (*wait_room)(struct pr_request_queue *queue, int64_t deadline_ns);
@@ -121,7 +122,7 @@ int pr_request_queue_new(struct pr_request_queue **queue, const char *kind, size
  * Puts all of `count` requests, waiting for room as long as it takes, `deadline_ns` on the clock of
  * pr_now_ns() at most; INT64_MAX is for ever.  Returns how many were put: fewer than `count` only
  * where the wait ended or the queue was closed in between.  Where none was: -ESHUTDOWN, -ETIMEDOUT,
- * -EINTR or -EUSERS.
+ * -EINTR (see wait_room) or -EUSERS.
  */
 int pr_request_queue_put(struct pr_request_queue *queue, const struct pr_request *requests,
                          size_t count, int64_t deadline_ns);

@@ -135,8 +135,9 @@ static inline int pr_ring_push(struct pr_ring *ring, const struct pr_request *re
                 break;
             continue;
         }
+        /* Where `tail` is out of date, `head` may be past it. */
         uint64_t head = atomic_load_explicit(&ring->head, memory_order_seq_cst);
-        if (tail - head > ring->mask)
+        if (tail - head == ring->mask + 1)
             return -EAGAIN;
         uint64_t moved = atomic_load_explicit(&ring->tail, memory_order_relaxed);
         if (moved == tail)
