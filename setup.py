@@ -41,6 +41,7 @@ CSRC = {
     "_transport": ["csrc/stream/stream.c", "csrc/stream/write_queue.c"],
     "_datagram": ["csrc/datagram/address.c", "csrc/datagram/datagram.c"],
     "_streams": [],
+    "_pipe": [],
     "_listener": ["csrc/stream/listener.c"],
     "_queue": [
         "csrc/queue/bell.c",

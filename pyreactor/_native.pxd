@@ -183,6 +183,7 @@ cdef extern from "pyreactor/stream.h":
         pr_write_queue writes
         size_t high_water_bytes
         size_t low_water_bytes
+        bint is_file
         bint reading
         bint over_high_water
         bint wants_drained

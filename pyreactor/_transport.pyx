@@ -1,6 +1,13 @@
 # cython: language_level=3, embedsignature=True, freethreading_compatible=True
 # cython: boundscheck=False, wraparound=False
-"""TCP and Unix stream transports: asyncio.Transport on a stream of the C core.
+"""Transports on a stream of the C core: TCP and Unix sockets, and what pipes share with them.
+
+    BaseTransport        whom it serves and how it ends
+      ByteTransport      a stream
+        ReadPipeTransport                         (in _pipe.pyx)
+        WritingTransport writing, the write queue and its water marks
+          StreamTransport                         asyncio.Transport
+          WritePipeTransport                      (in _pipe.pyx)
 
 The transport owns the socket; the stream reads and sends.  The protocol is called in the context in
 which the connection was made.  All methods: the loop's thread only.
@@ -205,147 +212,60 @@ cdef pr_stream_handler upper_transport_handler = protocol_handler
 upper_transport_handler.on_received = on_received_for_upper
 
 
-cdef int set_nodelay(object sock) except -1:
-    """Small writes leave at once, as asyncio has it for TCP."""
-    if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type == socket.SOCK_STREAM:
-        if sock.proto in (0, socket.IPPROTO_TCP):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return 0
-
-
 @cython.no_gc_clear  # its stream refers to the loop until the very end
-cdef class StreamTransport(BaseTransport):
-    """A connected TCP or Unix stream socket; an asyncio.Transport.
+cdef class ByteTransport(BaseTransport):
+    """Bytes in order, in, out or both, over one stream of the core."""
 
-    isinstance(transport, asyncio.Transport) holds: `__class__` says so.  What is written in one
-    callback leaves together when that callback returns, in one system call.
-    """
-
-    _start_tls_compatible = True
-    _sendfile_compatible = native_sendfile
-
-    @property
-    def __class__(self):
-        return asyncio_transport
-
-    def __init__(
-        self, LoopCore loop not None, sock, protocol, waiter=None, extra=None, server=None,
-        context=None
-    ):
-        """Take over a connected non-blocking socket; connection_made() follows in the next turn.
-
-        `waiter` is a future to be set after it; `server` the server that accepted the connection;
-        `context` the one to call the protocol in, by default a copy of the current one.
-        """
-        if context is None:
-            context = PyContext_CopyCurrent()
-        self.open(loop, sock, protocol, context, extra, server)
-        loop.call_soon(self._connect, waiter, context=self.context)
-
-    cdef int open(
-        self, LoopCore loop, object sock, object protocol, object context, dict extra,
-        object server
+    cdef int open_stream(
+        self, LoopCore loop, object file, object protocol, object context, dict extra,
+        const pr_stream_handler *handler, bint is_file
     ) except -1:
+        """Takes over a non-blocking descriptor; where this raises, it stays the caller's."""
         cdef int error
         self._loop = loop
         self.context = context
-        self.fd = sock.fileno()
+        self.fd = file.fileno()
         self._protocol = protocol
-        pr_stream_init(
-            &self.stream, &loop.core, &protocol_handler, <void *>self, release_data)
-        self.set_protocol(protocol)
         self.extra = {} if extra is None else dict(extra)
-        self.extra['socket'] = trsock.TransportSocket(sock)
-        try:
-            self.extra['sockname'] = sock.getsockname()
-        except OSError:
-            self.extra['sockname'] = None
-        if 'peername' not in self.extra:
-            try:
-                self.extra['peername'] = sock.getpeername()
-            except OSError:
-                self.extra['peername'] = None
-        set_nodelay(sock)
+        pr_stream_init(&self.stream, &loop.core, handler, <void *>self, release_data)
+        self.stream.is_file = is_file
         error = pr_stream_start(&self.stream, self.fd)
         if error < 0:
             raise_errno(error)
-        self.file = sock
+        self.file = file
         loop.open_transports.add(self)
-        if server is not None:
-            self._server = server
-            server._attach(self)
         return 0
 
     def __dealloc__(self):
         if self.stream.handler != NULL:
             pr_stream_deinit(&self.stream)
 
-    def __del__(self):
-        BaseTransport.__del__(self)
-        self.leave_server()
-
-    cdef int leave_server(self) except -1:
-        server = self._server
-        if server is not None:
-            self._server = None
-            server._detach(self)
-        return 0
-
-    @property
-    def _sock(self):
-        return self.file
-
-    @property
-    def _sock_fd(self):
-        return self.fd
-
-    # The protocol
-
-    def _connect(self, waiter):
-        self.begin(waiter)
-
-    cdef int connect(self) except -1:
-        """connection_made() of an accepted connection, in its context, and then the first read."""
-        cdef PyObject *result = self.call('connection_made', <PyObject *>self)
-        try:
-            if result == NULL:
-                raise_pending()
-            release(result)
-        finally:
-            if not self._closing and not self._paused:
-                self.set_reading(True)
-        return 0
-
-    def set_protocol(self, protocol):
-        """Give what comes from now on to `protocol`, a Protocol or a BufferedProtocol."""
-        adopt(protocol)
-        self._protocol = protocol
-        if isinstance(protocol, BaseTransport):
-            self.stream.handler = &upper_transport_handler
-        elif isinstance(protocol, asyncio_buffered_protocol):
-            self.stream.handler = &buffered_protocol_handler
-        else:
-            self.stream.handler = &protocol_handler
-
-    def is_reading(self):
-        """Return True while data may come: neither paused nor closing."""
-        return not self._closing and not self._paused
-
-    def pause_reading(self):
-        """Keep data_received() from being called until resume_reading()."""
-        self.pause()
-
-    def resume_reading(self):
-        """Undo pause_reading()."""
-        self.resume()
-
     cdef int set_reading(self, bint reading) except -1:
         return self.settle(pr_stream_set_reading(&self.stream, reading))
 
-    cdef take_back_buffer(self):
-        if self.lending:
-            self.lending = False
-            PyBuffer_Release(&self.lent)
+    cdef int stop(self) except -1:
+        pr_stream_stop(&self.stream)
+        return 0
+
+    cdef int settle(self, int result) except -1:
+        """Acts on what a call of the stream returned, in a method that the user has called."""
+        if result < 0:
+            self.fail(errno_exception(result), self.failure_text)
+        elif result > 0:
+            self._loop.raise_escaping()
+        return 0
+
+    def _loop_closed(self):
+        """The loop goes; the descriptor stays until this transport is closed or collected."""
+        pr_stream_stop(&self.stream)
+
+    def _held_buffers(self):
+        return self.stream.writes.count
+
+
+@cython.no_gc_clear  # its stream refers to the loop until the very end
+cdef class WritingTransport(ByteTransport):
+    """The writing half of a transport of bytes."""
 
     # Writing
 
@@ -450,22 +370,6 @@ cdef class StreamTransport(BaseTransport):
             raise MemoryError
         return self.settle(pr_stream_send_soon(&self.stream))
 
-    def can_write_eof(self):
-        """Return True: a socket can be shut down for writing."""
-        return True
-
-    def write_eof(self):
-        """Tell the peer, after what was written, that no more comes.  Reading goes on."""
-        self.check_thread()
-        if self._closing or self._eof:
-            return
-        self._eof = True
-        self.flush()
-        if not pr_stream_queued_bytes(&self.stream):
-            self.finish_sending()
-        else:
-            self.stream.wants_drained = True
-
     def get_write_buffer_size(self):
         """Return how many bytes the kernel has not taken yet."""
         self.check_thread()
@@ -498,6 +402,176 @@ cdef class StreamTransport(BaseTransport):
         """Sends what waits for the end of the callback."""
         if not self.stream.watch.wanted & PR_WRITABLE:
             self.settle(pr_stream_flush(&self.stream))
+
+    # The end
+
+    def close(self):
+        """Send what is written, then call connection_lost(None).  No more data is received."""
+        self.check_thread()
+        if self._closing:
+            return
+        self._closing = True
+        pr_stream_set_reading(&self.stream, False)
+        self.flush()
+        if self._conn_lost:  # sending has failed just now
+            return
+        if pr_stream_queued_bytes(&self.stream):
+            self.stream.wants_drained = True
+        else:
+            self.lose_connection(None)
+
+    def abort(self):
+        """Drop what the kernel has not taken, then call connection_lost(None)."""
+        self.check_thread()
+        self.force_close(None)
+
+    cdef int send_held(self) except -1:
+        if pr_stream_is_holding(&self.stream):
+            self.settle(pr_stream_flush(&self.stream))
+        return 0
+
+
+cdef int set_nodelay(object sock) except -1:
+    """Small writes leave at once, as asyncio has it for TCP."""
+    if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type == socket.SOCK_STREAM:
+        if sock.proto in (0, socket.IPPROTO_TCP):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return 0
+
+
+@cython.no_gc_clear  # its stream refers to the loop until the very end
+cdef class StreamTransport(WritingTransport):
+    """A connected TCP or Unix stream socket; an asyncio.Transport.
+
+    isinstance(transport, asyncio.Transport) holds: `__class__` says so.  What is written in one
+    callback leaves together when that callback returns, in one system call.
+    """
+
+    _start_tls_compatible = True
+    _sendfile_compatible = native_sendfile
+
+    @property
+    def __class__(self):
+        return asyncio_transport
+
+    def __init__(
+        self, LoopCore loop not None, sock, protocol, waiter=None, extra=None, server=None,
+        context=None
+    ):
+        """Take over a connected non-blocking socket; connection_made() follows in the next turn.
+
+        `waiter` is a future to be set after it; `server` the server that accepted the connection;
+        `context` the one to call the protocol in, by default a copy of the current one.
+        """
+        if context is None:
+            context = PyContext_CopyCurrent()
+        self.open(loop, sock, protocol, context, extra, server)
+        loop.call_soon(self._connect, waiter, context=self.context)
+
+    cdef int open(
+        self, LoopCore loop, object sock, object protocol, object context, dict extra,
+        object server
+    ) except -1:
+        set_nodelay(sock)
+        self.failure_text = WRITE_FAILED
+        self.open_stream(loop, sock, protocol, context, extra, &protocol_handler, False)
+        self.set_protocol(protocol)
+        self.extra['socket'] = trsock.TransportSocket(sock)
+        try:
+            self.extra['sockname'] = sock.getsockname()
+        except OSError:
+            self.extra['sockname'] = None
+        if 'peername' not in self.extra:
+            try:
+                self.extra['peername'] = sock.getpeername()
+            except OSError:
+                self.extra['peername'] = None
+        if server is not None:
+            self._server = server
+            server._attach(self)
+        return 0
+
+    def __del__(self):
+        BaseTransport.__del__(self)
+        self.leave_server()
+
+    cdef int leave_server(self) except -1:
+        server = self._server
+        if server is not None:
+            self._server = None
+            server._detach(self)
+        return 0
+
+    @property
+    def _sock(self):
+        return self.file
+
+    @property
+    def _sock_fd(self):
+        return self.fd
+
+    # The protocol
+
+    def _connect(self, waiter):
+        self.begin(waiter)
+
+    cdef int connect(self) except -1:
+        """connection_made() of an accepted connection, in its context, and then the first read."""
+        cdef PyObject *result = self.call('connection_made', <PyObject *>self)
+        try:
+            if result == NULL:
+                raise_pending()
+            release(result)
+        finally:
+            if not self._closing and not self._paused:
+                self.set_reading(True)
+        return 0
+
+    def set_protocol(self, protocol):
+        """Give what comes from now on to `protocol`, a Protocol or a BufferedProtocol."""
+        adopt(protocol)
+        self._protocol = protocol
+        if isinstance(protocol, BaseTransport):
+            self.stream.handler = &upper_transport_handler
+        elif isinstance(protocol, asyncio_buffered_protocol):
+            self.stream.handler = &buffered_protocol_handler
+        else:
+            self.stream.handler = &protocol_handler
+
+    def is_reading(self):
+        """Return True while data may come: neither paused nor closing."""
+        return not self._closing and not self._paused
+
+    def pause_reading(self):
+        """Keep data_received() from being called until resume_reading()."""
+        self.pause()
+
+    def resume_reading(self):
+        """Undo pause_reading()."""
+        self.resume()
+
+    cdef take_back_buffer(self):
+        if self.lending:
+            self.lending = False
+            PyBuffer_Release(&self.lent)
+
+    # Writing
+
+    def can_write_eof(self):
+        """Return True: a socket can be shut down for writing."""
+        return True
+
+    def write_eof(self):
+        """Tell the peer, after what was written, that no more comes.  Reading goes on."""
+        self.check_thread()
+        if self._closing or self._eof:
+            return
+        self._eof = True
+        self.flush()
+        if not pr_stream_queued_bytes(&self.stream):
+            self.finish_sending()
+        else:
+            self.stream.wants_drained = True
 
     cdef int finish_sending(self) except -1:
         """All is sent: what waited for that comes now."""
@@ -540,35 +614,6 @@ cdef class StreamTransport(BaseTransport):
 
     # The end
 
-    def close(self):
-        """Send what is written, then call connection_lost(None).  No more data is received."""
-        self.check_thread()
-        if self._closing:
-            return
-        self._closing = True
-        pr_stream_set_reading(&self.stream, False)
-        self.flush()
-        if self._conn_lost:  # sending has failed just now
-            return
-        if pr_stream_queued_bytes(&self.stream):
-            self.stream.wants_drained = True
-        else:
-            self.lose_connection(None)
-
-    def abort(self):
-        """Drop what the kernel has not taken, then call connection_lost(None)."""
-        self.check_thread()
-        self.force_close(None)
-
-    cdef int send_held(self) except -1:
-        if pr_stream_is_holding(&self.stream):
-            self.settle(pr_stream_flush(&self.stream))
-        return 0
-
-    cdef int stop(self) except -1:
-        pr_stream_stop(&self.stream)
-        return 0
-
     cdef int lose_connection(self, object exception) except -1:
         BaseTransport.lose_connection(self, exception)
         if self.lent_descriptor:
@@ -588,20 +633,10 @@ cdef class StreamTransport(BaseTransport):
     def _loop_closed(self):
         """The loop goes; the socket stays until this transport is closed or collected."""
         self.take_back_buffer()
-        pr_stream_stop(&self.stream)
+        WritingTransport._loop_closed(self)
 
     def _held_buffers(self):
         return self.stream.writes.count + self.lending
-
-    # Failure
-
-    cdef int settle(self, int result) except -1:
-        """Acts on what a call of the stream returned, in a method that the user has called."""
-        if result < 0:
-            self.fail(errno_exception(result), WRITE_FAILED)
-        elif result > 0:
-            self._loop.raise_escaping()
-        return 0
 
     # Information
 

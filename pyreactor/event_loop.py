@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pyreactor._datagram import DatagramTransport
 from pyreactor._listener import Listener
 from pyreactor._loop import LoopCore
+from pyreactor._pipe import ReadPipeTransport, WritePipeTransport
 from pyreactor._transport import StreamTransport
 from pyreactor.metrics import OPEN_TRANSPORTS, LoopMetrics
 from pyreactor.process import SubprocessMethods
@@ -266,6 +267,14 @@ class Loop(
         finally:
             waiter = None  # its exception must not keep this frame alive
         return upgraded
+
+    # Pipes
+
+    def _make_read_pipe_transport(self, pipe, protocol, waiter=None, extra=None):
+        return ReadPipeTransport(self, pipe, protocol, waiter, extra)
+
+    def _make_write_pipe_transport(self, pipe, protocol, waiter=None, extra=None):
+        return WritePipeTransport(self, pipe, protocol, waiter, extra)
 
     # Servers
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 OPEN_TRANSPORTS = {
     "StreamTransport": "open_streams",
     "DatagramTransport": "open_datagrams",
+    "ReadPipeTransport": "open_read_pipes",
+    "WritePipeTransport": "open_write_pipes",
 }
 
 
@@ -97,6 +99,12 @@ class LoopMetrics(NamedTuple):
 
     open_datagrams: int
     """State: datagram endpoints whose connection_lost() is still to come."""
+
+    open_read_pipes: int
+    """State: reading ends of pipes, and other files read, whose connection_lost() is to come."""
+
+    open_write_pipes: int
+    """State: writing ends of pipes, and other files written, whose connection_lost() is to come."""
 
     open_listeners: int
     """State: sockets on which servers accept."""

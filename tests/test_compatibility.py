@@ -5,7 +5,7 @@ import inspect
 import pathlib
 import re
 import sys
-from asyncio import base_subprocess, unix_events
+from asyncio import base_subprocess
 from typing import NamedTuple
 
 import pytest
@@ -13,6 +13,7 @@ import pytest
 import pyreactor
 from pyreactor._datagram import DatagramTransport
 from pyreactor._loop import Handle, TimerHandle
+from pyreactor._pipe import ReadPipeTransport, WritePipeTransport
 from pyreactor._tls import TLSTransport
 from pyreactor._transport import StreamTransport
 from pyreactor.server import Server
@@ -26,8 +27,8 @@ CLASSES = {
     "Stream transports": (asyncio.Transport, StreamTransport),
     "TLS transports": (asyncio.Transport, TLSTransport),
     "Datagram transports": (asyncio.DatagramTransport, DatagramTransport),
-    "Read pipe transports": (asyncio.ReadTransport, unix_events._UnixReadPipeTransport),
-    "Write pipe transports": (asyncio.WriteTransport, unix_events._UnixWritePipeTransport),
+    "Read pipe transports": (asyncio.ReadTransport, ReadPipeTransport),
+    "Write pipe transports": (asyncio.WriteTransport, WritePipeTransport),
     "Subprocess transports": (
         asyncio.SubprocessTransport,
         base_subprocess.BaseSubprocessTransport,

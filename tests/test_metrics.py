@@ -4,6 +4,7 @@ import asyncio
 import doctest
 import inspect
 import json
+import os
 import pathlib
 import re
 import socket
@@ -203,9 +204,28 @@ async def test_datagrams_and_their_bytes_are_counted(loop):
     assert loop.metrics().open_datagrams == 0
 
 
+async def test_open_pipes_are_counted(loop):
+    source, target = os.pipe()
+    reading, _ = await loop.connect_read_pipe(asyncio.Protocol, os.fdopen(source, "rb", 0))
+    writing, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, os.fdopen(target, "wb", 0))
+    before = loop.metrics()
+    assert before.open_read_pipes == before.open_write_pipes == 1
+    writing.write(b"data")
+    await asyncio.sleep(0)
+    during = loop.metrics()
+    assert during.bytes_sent - before.bytes_sent == 4
+    reading.close()
+    writing.close()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    after = loop.metrics()
+    assert after.open_read_pipes == after.open_write_pipes == 0
+
+
 def kinds_of_transports(base=BaseTransport):
     for kind in base.__subclasses__():
-        yield kind.__name__
+        if not kind.__subclasses__():  # else it is what several kinds share
+            yield kind.__name__
         yield from kinds_of_transports(kind)
 
 

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 /* The kernel takes at most IOV_MAX (1024) vectors; fewer keep the array on the stack small. */
 #define VECTORS_PER_SEND_MAX 64
@@ -27,9 +28,10 @@ struct pr_stream_send {
     struct pr_write_queue abandoned;
 };
 
+/* Backends complete operations on sockets alone. */
 static const struct pr_completion_ops *completion_of(const struct pr_stream *stream)
 {
-    return stream->loop->backend.ops->completion;
+    return stream->is_file ? NULL : stream->loop->backend.ops->completion;
 }
 
 /* Large receives are cheaper when the stream makes them itself, into the loop's one warm buffer:
@@ -41,8 +43,9 @@ static bool receives_in_bulk(const struct pr_stream *stream)
 
 static int update_interest(struct pr_stream *stream, bool waits_for_room)
 {
-    bool completes =
-        completion_of(stream) && !stream->handler->acquire_buffer && !receives_in_bulk(stream);
+    const struct pr_stream_handler *handler = stream->handler;
+    bool completes = completion_of(stream) && handler->on_received && !handler->acquire_buffer &&
+                     !receives_in_bulk(stream);
     uint32_t reading = completes ? PR_RECEIVED : PR_READABLE;
     uint32_t wanted = (stream->reading ? reading : 0) | (waits_for_room ? PR_WRITABLE : 0);
     return pr_watch_want(&stream->loop->watches, &stream->watch, wanted);
@@ -58,6 +61,26 @@ static bool waits_for_room(const struct pr_stream *stream)
 static bool is_blocked(const struct pr_stream *stream)
 {
     return stream->is_sending || waits_for_room(stream);
+}
+
+static ssize_t read_some(const struct pr_stream *stream, char *buffer, size_t size)
+{
+    return stream->is_file ? read(stream->watch.fd, buffer, size)
+                           : recv(stream->watch.fd, buffer, size, 0);
+}
+
+static ssize_t write_some(const struct pr_stream *stream, const char *data, size_t size)
+{
+    return stream->is_file ? write(stream->watch.fd, data, size)
+                           : send(stream->watch.fd, data, size, MSG_NOSIGNAL);
+}
+
+static ssize_t write_vectors(const struct pr_stream *stream, struct iovec *vectors, int count)
+{
+    if (stream->is_file)
+        return writev(stream->watch.fd, vectors, count);
+    struct msghdr message = {.msg_iov = vectors, .msg_iovlen = (size_t)count};
+    return sendmsg(stream->watch.fd, &message, MSG_NOSIGNAL);
 }
 
 static int end_or_error(struct pr_stream *stream, int error)
@@ -85,6 +108,8 @@ static int receive(struct pr_stream *stream)
     char *buffer = stream->loop->receive_buffer;
     size_t size = PR_RECEIVE_BUFFER_BYTES;
     const struct pr_stream_handler *handler = stream->handler;
+    if (!handler->on_received)
+        return end_or_error(stream, 0);
     if (handler->acquire_buffer) {
         int stop = handler->acquire_buffer(stream, &buffer, &size);
         if (stop || size == 0)
@@ -92,7 +117,7 @@ static int receive(struct pr_stream *stream)
         if (!pr_watch_is_active(&stream->watch))
             return handler->on_received(stream, buffer, 0);
     }
-    ssize_t count = recv(stream->watch.fd, buffer, size, 0);
+    ssize_t count = read_some(stream, buffer, size);
     if (count > 0) {
         pr_counter_add(&stream->loop->stats.bytes_received, (uint64_t)count);
         if (receives_in_bulk(stream))
@@ -162,13 +187,12 @@ static ssize_t send_some(struct pr_stream *stream, size_t *offered)
     ssize_t sent;
     if (count == 1) {
         *offered = vectors[0].iov_len;
-        sent = send(stream->watch.fd, vectors[0].iov_base, vectors[0].iov_len, MSG_NOSIGNAL);
+        sent = write_some(stream, vectors[0].iov_base, vectors[0].iov_len);
     } else {
         *offered = 0;
         for (int i = 0; i < count; i++)
             *offered += vectors[i].iov_len;
-        struct msghdr message = {.msg_iov = vectors, .msg_iovlen = (size_t)count};
-        sent = sendmsg(stream->watch.fd, &message, MSG_NOSIGNAL);
+        sent = write_vectors(stream, vectors, count);
     }
     return sent < 0 ? -errno : sent;
 }
@@ -380,7 +404,7 @@ ssize_t pr_stream_send_now(struct pr_stream *stream, const char *data, size_t si
         return 0;
     ssize_t sent;
     do
-        sent = send(stream->watch.fd, data, size, MSG_NOSIGNAL);
+        sent = write_some(stream, data, size);
     while (sent < 0 && errno == EINTR);
     if (sent < 0)
         return errno == EAGAIN ? 0 : -errno;

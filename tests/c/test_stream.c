@@ -3,6 +3,8 @@
  * one: it keeps one record for each.
  */
 #include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -1102,6 +1104,112 @@ static void fill_pattern(void)
         pattern[i] = (char)(i * 31 + i / 251);
 }
 
+/* --- Pipes ------------------------------------------------------------------------------------ */
+
+static const struct pr_stream_handler writing_handler = {
+    .on_end = on_end,
+    .on_error = on_error,
+    .on_high_water = on_high_water,
+    .on_low_water = on_low_water,
+    .on_drained = on_drained,
+};
+
+/* A pipe's reading (0) or writing (1) end is the stream's. */
+static void begin_on_pipe(int own_end)
+{
+    begin();
+    pr_stream_stop(&stream);
+    close(pair[0]);
+    close(pair[1]);
+    int ends[2];
+    REQUIRE_EQUAL(pipe2(ends, O_NONBLOCK | O_CLOEXEC), 0);
+    pair[0] = ends[own_end];
+    pair[1] = ends[1 - own_end];
+    stream.is_file = true;
+    if (own_end == 1)
+        stream.handler = &writing_handler;
+    REQUIRE_EQUAL(pr_stream_start(&stream, pair[0]), 0);
+}
+
+static void a_pipe_is_read_to_its_end(void)
+{
+    begin_on_pipe(0);
+    start_reading();
+    REQUIRE_EQUAL(write(pair[1], "hello", 5), 5);
+    CHECK_EQUAL(turn(), 0);
+    REQUIRE_EQUAL(write(pair[1], "last", 4), 4);
+    close_end(1);
+    CHECK_EQUAL(turn(), 0);
+    CHECK_EQUAL(turn(), 0);
+    CHECK_TEXT(heard, "received:hello received:last end");
+    CHECK(!stream.reading);
+    end();
+}
+
+static void what_is_written_to_a_pipe_arrives_in_order(void)
+{
+    static char buffer[65536];
+    begin_on_pipe(1);
+    for (size_t size = 1; size < 40000; size *= 3)
+        queue(size);
+    CHECK_EQUAL(pr_stream_send_soon(&stream), 0);
+    CHECK_EQUAL(read(pair[1], buffer, sizeof buffer), queued_bytes);
+    CHECK_BYTES(buffer, queued_bytes, pattern, queued_bytes);
+    CHECK_EQUAL(pr_stream_send_now(&stream, "now", 3), 3);
+    CHECK_EQUAL(read(pair[1], buffer, sizeof buffer), 3);
+    end();
+}
+
+static void a_full_pipe_gets_the_rest_when_it_has_room(void)
+{
+    static char buffer[PATTERN_BYTES];
+    size_t got = 0;
+    begin_on_pipe(1);
+    CHECK_EQUAL(queue_and_send(300000), 0);
+    CHECK(pr_stream_queued_bytes(&stream) > 0);
+    while (got < queued_bytes) {
+        ssize_t count = read(pair[1], buffer + got, sizeof buffer - got);
+        if (count > 0)
+            got += (size_t)count;
+        else
+            CHECK_EQUAL(turn(), 0);
+    }
+    CHECK_BYTES(buffer, got, pattern, queued_bytes);
+    end();
+}
+
+static void the_writing_end_hears_that_the_reader_is_gone(void)
+{
+    begin_on_pipe(1);
+    start_reading();
+    CHECK_EQUAL(idle_turn(), 0);
+    CHECK_TEXT(heard, "");
+    close_end(1);
+    CHECK_EQUAL(turn(), 0);
+    CHECK_EQUAL(idle_turn(), 0);
+    CHECK_TEXT(heard, "end");
+    end();
+}
+
+static void a_pipe_without_reader_is_an_error_of_sending(void)
+{
+    begin_on_pipe(1);
+    close_end(1);
+    CHECK_EQUAL(queue_and_send(10), -EPIPE);
+    CHECK_EQUAL(pr_stream_send_now(&stream, "now", 3), 0); /* behind what is queued */
+    end();
+}
+
+static void run_pipe_tests(void)
+{
+    signal(SIGPIPE, SIG_IGN);
+    RUN(a_pipe_is_read_to_its_end);
+    RUN(what_is_written_to_a_pipe_arrives_in_order);
+    RUN(a_full_pipe_gets_the_rest_when_it_has_room);
+    RUN(the_writing_end_hears_that_the_reader_is_gone);
+    RUN(a_pipe_without_reader_is_an_error_of_sending);
+}
+
 static void run_receiving_tests(void)
 {
     RUN(nothing_is_received_before_reading_is_asked_for);
@@ -1161,6 +1269,7 @@ int main(void)
     fill_pattern();
     run_receiving_tests();
     run_sending_tests();
+    run_pipe_tests();
     RUN(stopping_drops_what_is_queued_and_may_be_repeated);
     RUN(a_stream_stopped_in_the_callback_that_wrote_sends_nothing);
     RUN(a_stopped_stream_can_start_again_on_the_same_descriptor);

@@ -1,7 +1,7 @@
 /*
- * A stream: bytes in and out of one connected socket.  It reads into the loop's warm buffer (or one
- * that the owner lends), sends what was written in as few calls as possible, and tells its owner,
- * through a table of functions, what happened.
+ * A stream: bytes in and out of one connected socket, or of a pipe or a terminal.  It reads into
+ * the loop's warm buffer (or one that the owner lends), sends what was written in as few calls as
+ * possible, and tells its owner, through a table of functions, what happened.
  *
  * Lifetimes: the stream is embedded in its owner, which must live until the stream is stopped and
  * the callback that stopped it has returned.  The stream never closes the descriptor: that is its
@@ -25,10 +25,13 @@ struct pr_stream;
 
 /* What the owner hears.  Each returns 0, or a positive number to end the turn here. */
 struct pr_stream_handler {
-    /* Optional: lends a buffer to receive into; a `*size` of 0 skips this read.  on_received()
-     * follows in any other case, with 0 bytes where nothing came: then the loan is over. */
+    /* Optional: lends a buffer to receive into, or leaves the loop's; a `*size` of 0 skips this
+     * read.  on_received() follows in any other case, with 0 bytes where nothing came: then the
+     * loan is over. */
     int (*acquire_buffer)(struct pr_stream *stream, char **buffer, size_t *size);
-    /* `size` bytes came; `data` is lent until the return. */
+    /* `size` bytes came; `data` is lent until the return.  NULL: nothing is read, and that
+     * something could be means that the peer is gone, which on_end() hears (the writing end of a
+     * pipe). */
     int (*on_received)(struct pr_stream *stream, const char *data, size_t size);
     /* The peer has sent its last byte; reading has stopped. */
     int (*on_end)(struct pr_stream *stream);
@@ -53,6 +56,7 @@ struct pr_stream {
     size_t high_water_bytes;
     size_t low_water_bytes;
     size_t held_bytes_max; /* the smaller of the high water mark and PR_STREAM_HELD_BYTES_MAX */
+    bool is_file; /* no socket: read() and write() it, on which SIGPIPE must not kill the process */
     bool reading;
     bool over_high_water; /* on_high_water was called, on_low_water not yet */
     bool wants_drained;
@@ -66,7 +70,8 @@ void pr_stream_init(struct pr_stream *stream, struct pr_loop *loop,
 /* Stops it and releases what is still queued. */
 void pr_stream_deinit(struct pr_stream *stream);
 
-/* Begins on a connected non-blocking socket, not reading yet.  Returns 0 or a negative errno. */
+/* Begins on a connected non-blocking socket, or where `is_file` was set on another descriptor, not
+ * reading yet.  Returns 0 or a negative errno. */
 int pr_stream_start(struct pr_stream *stream, int fd);
 
 /* Ends all watching and drops what is queued; the descriptor may be closed after it. */
