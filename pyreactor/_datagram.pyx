@@ -72,7 +72,9 @@ cdef extern from "Python.h":
     bint PyLong_CheckExact(object value)
 
 
-cdef object asyncio_datagram_transport = asyncio.DatagramTransport
+# asyncio's is both, too, from 3.13 on; before it is no DatagramTransport.
+cdef object asyncio_datagram_transport = type(
+    'DatagramTransport', (asyncio.Transport, asyncio.DatagramTransport), {'__slots__': ()})
 cdef int DROPPED_WRITES_LOGGED = constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES
 cdef size_t DATAGRAM_OVERHEAD_BYTES = 8 if sys.version_info >= (3, 13) else 0
 

@@ -40,7 +40,7 @@ cdef extern from "Python.h":
 
 
 cdef object asyncio_read_transport = asyncio.ReadTransport
-cdef object asyncio_write_transport = asyncio.WriteTransport
+cdef object asyncio_write_transport = asyncio.Transport  # as asyncio's, for its flow control
 cdef int DROPPED_WRITES_LOGGED = constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES
 cdef int EIO = errno.EIO
 

@@ -230,7 +230,8 @@ def kinds_of_transports(base=BaseTransport):
 
 
 def test_every_kind_of_transport_has_a_field_that_counts_it():
-    assert set(kinds_of_transports()) == OPEN_TRANSPORTS.keys()
+    counted_below = {"TLSTransport"}  # it stands on a stream
+    assert set(kinds_of_transports()) - counted_below == OPEN_TRANSPORTS.keys()
     assert set(OPEN_TRANSPORTS.values()) <= set(pyreactor.LoopMetrics._fields)
 
 

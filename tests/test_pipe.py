@@ -523,6 +523,7 @@ async def test_the_transport_tells_about_itself(loop, method):
     transport, protocol = await getattr(loop, method)(made, pipe)
     with other:
         assert isinstance(transport, kind)
+        assert isinstance(transport, asyncio.Transport) == (kind is asyncio.WriteTransport)
         assert transport.get_extra_info("pipe") is pipe
         assert transport.get_extra_info("nothing", 1) == 1
         assert transport.get_protocol() is protocol
