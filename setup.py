@@ -19,6 +19,11 @@ CSRC = {
         "csrc/loop/wakeup.c",
     ],
     "_base_transport": [],
+    "_buffer": [
+        "csrc/buffer/buffer_pool.c",
+        "csrc/queue/bell.c",
+        "csrc/queue/parker.c",
+    ],
     "_dispatch": [
         "csrc/dispatch/handle_set.c",
         "csrc/dispatch/pump.c",

@@ -316,6 +316,28 @@ cdef extern from "pyreactor/bell.h" nogil:
     bint pr_bell_disarm(pr_bell_list *list, pr_bell *bell)
 
 
+cdef extern from "pyreactor/buffer_pool.h" nogil:
+    size_t PR_BUFFER_ALIGNMENT
+    uint32_t PR_BUFFER_NONE
+    ctypedef struct pr_buffer_pool "struct pr_buffer_pool":
+        char *memory
+        size_t buffer_bytes
+        uint32_t count
+        uint32_t lent_count
+        uint32_t lent_max
+        uint64_t exhausted
+        pr_bell_list bells
+    int pr_buffer_pool_init(pr_buffer_pool *pool, size_t buffer_bytes, uint32_t count)
+    void pr_buffer_pool_deinit(pr_buffer_pool *pool)
+    int pr_buffer_pool_acquire(pr_buffer_pool *pool)
+    int pr_buffer_pool_wait(pr_buffer_pool *pool, int64_t deadline_ns)
+    int pr_buffer_pool_release(pr_buffer_pool *pool, uint32_t index)
+    void pr_buffer_pool_pass_on(pr_buffer_pool *pool)
+    char *pr_buffer_pool_data(pr_buffer_pool *pool, uint32_t index)
+    uint32_t pr_buffer_pool_index(pr_buffer_pool *pool, const char *address)
+    bint pr_buffer_pool_has_free(pr_buffer_pool *pool)
+
+
 cdef extern from "pyreactor/request_queue.h" nogil:
     ctypedef enum pr_queue_side "enum pr_queue_side":
         PR_QUEUE_PRODUCERS
