@@ -55,6 +55,7 @@ cdef class HandleSetCore:
     cdef int handle_descriptor(
         self, pr_event *event, tuple binding, pr_transfer *transfer) except -1
     cdef object receive(self, int fd, object handler, pr_transfer *transfer)
+    cdef object reply(self, int fd, object answer, bint last)
     cdef int handle_signals(self, pr_event *event) except -1
     cdef int unbind(self, int fd, object generation) except -1
 

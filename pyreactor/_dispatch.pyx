@@ -33,6 +33,7 @@ from pyreactor._native cimport (
     pr_handle_set_read_stats,
     pr_handle_set_register,
     pr_handle_set_remove,
+    pr_handle_set_report_written,
     pr_handle_set_resume,
     pr_handle_set_start_timer,
     pr_handle_set_stats,
@@ -81,6 +82,7 @@ CHANNEL = PR_HANDLE_CHANNEL
 SPREAD = PR_HANDLE_SPREAD
 
 CLOSE = -1  # a handler's answer: remove the handle and close it
+KEEP = -2  # a CompletionHandler's: keep the handle, though the peer sends no more
 
 # In the order of the enumerations in csrc/include/pyreactor/trace.h.
 ACTIONS = (
@@ -248,14 +250,19 @@ cdef class HandleSetCore:
     def _write(self, int fd, const unsigned char[::1] data not None):
         self.check()
         cdef const char *bytes = <const char *>&data[0] if data.shape[0] else NULL
-        self._raise_unless_found(
-            pr_handle_set_write(&self.core, fd, bytes, <size_t>data.shape[0]), fd)
+        cdef int64_t unsent = pr_handle_set_write(&self.core, fd, bytes, <size_t>data.shape[0])
+        self._raise_unless_found(unsent, fd)
+        return unsent
 
-    def _raise_unless_found(self, int error, int fd):
+    def _report_written(self, int fd, bint reading):
+        self.check()
+        self._raise_unless_found(pr_handle_set_report_written(&self.core, fd, reading), fd)
+
+    def _raise_unless_found(self, int64_t error, int fd):
         if error == -errno.ENOENT:
             raise KeyError(f'descriptor {fd} is not registered')
         if error < 0:
-            raise_errno(error)
+            raise_errno(<int>error)
 
     cdef int unbind(self, int fd, object generation) except -1:
         """Forgets the binding of a handle that is out of the set, and has its handler close it."""
@@ -406,8 +413,10 @@ cdef class HandleSetCore:
             try:
                 if transfer != NULL:
                     answer = self.receive(event.fd, handler, transfer)
-                elif event.events == 0 or handler._is_channel:
+                elif event.events == 0:
                     answer = CLOSE  # all is written, or the channel cannot be waited for
+                elif handler._is_channel:
+                    answer = self.reply(event.fd, handler.handle_write(event.fd), False)
                 else:
                     answer = handler.handle_event(event.fd, event.events)
             except BaseException as exc:
@@ -427,15 +436,16 @@ cdef class HandleSetCore:
         error = errno_exception(transfer.error) if transfer.error else None
         data = transfer.data[:transfer.size]
         answer = handler.handle_read(Completion(fd, data, error, bool(transfer.ended)))
-        if answer is CLOSE or answer is None or isinstance(answer, int):
-            reply = b''
-        else:
-            reply, answer = answer, None
-        if reply:
-            self._write(fd, reply)
-        if transfer.error:
-            return CLOSE
-        if transfer.ended or answer == CLOSE:
+        answer = self.reply(fd, answer, transfer.ended and answer != KEEP)
+        return CLOSE if transfer.error else answer
+
+    cdef object reply(self, int fd, object answer, bint last):
+        """Writes what the handler of a channel answers, and sees to its end."""
+        if isinstance(answer, int):
+            last = last or answer == CLOSE
+        elif answer:
+            self._write(fd, answer)
+        if last:
             return None if pr_handle_set_close_when_written(&self.core, fd) else CLOSE
         return None
 

@@ -167,9 +167,10 @@ class _Dispatcher:
         """End suspend().  Any thread."""
         self._set_of(handle).resume(handle)
 
-    def write(self, handle: Any, data: bytes) -> None:
-        """Have bytes written to a handle that is bound to a CompletionHandler.  Any thread."""
-        self._set_of(handle).write(handle, data)
+    def write(self, handle: Any, data: bytes) -> int:
+        """Have bytes written to a handle that is bound to a CompletionHandler; see
+        HandleSet.write().  Any thread."""
+        return self._set_of(handle).write(handle, data)
 
     def schedule_timer(
         self, handler: Any, delay: float, interval: float | None = None, data: Any = None
@@ -191,6 +192,15 @@ class _Dispatcher:
     def remove_signal(self, number: int) -> None:
         """Give a signal back; see HandleSet.remove_signal()."""
         self._handle_sets[0].remove_signal(number)
+
+    def stop_accepting(self) -> None:
+        """Remove every AcceptHandler: nobody can connect any more, once those that are accepting
+        have returned.  Any thread."""
+        for handle_set in self._handle_sets:
+            for handle in handle_set.handles():
+                binding = handle_set._binding(handle)
+                if binding is not None and isinstance(binding[1], AcceptHandler):
+                    handle_set.remove_handle(handle)
 
     def _next_set(self) -> HandleSet:
         return self._handle_sets[0]
@@ -632,19 +642,22 @@ class EfficientHalfSyncHalfAsync(_Dispatcher):
         """Bind a handler to a handle of one of the loops, in turn; an AcceptHandler to the main
         thread, or to all loops where they accept for themselves.  Any thread.
 
-        One AcceptHandler with hand-off "ring".  Raises ValueError for a second one, and for one
-        without `reuse_port` where the loops accept.
+        With hand-off "ring" all AcceptHandlers have the same factory.  Raises ValueError for one
+        with another, and for one without `reuse_port` where the loops accept.
         """
         if not isinstance(event_handler, AcceptHandler):
-            self._turn += 1
-            self._loops[self._turn % len(self._loops)].register_handle(handle, event_handler, mask)
+            self._next_set().register_handle(handle, event_handler, mask)
         elif self.handoff == "ring":
-            if self._factory is not None:
-                raise ValueError("the main thread hands over the connections of one listener")
+            if self._factory not in (None, event_handler.factory):
+                raise ValueError("the main thread hands over connections for one factory")
             self._factory = event_handler.factory
             self._main_set._register_flags(handle, event_handler, mask, _dispatch.SPREAD)
         else:
             self._register_everywhere(event_handler)
+
+    def _next_set(self) -> HandleSet:
+        self._turn += 1  # a lost count between two threads only changes whose turn it is
+        return self._loops[self._turn % len(self._loops)]
 
     def _register_everywhere(self, acceptor: AcceptHandler) -> None:
         if not acceptor.reuse_port:

@@ -145,9 +145,21 @@ class HandleSet(_dispatch.HandleSetCore):
         """End suspend(): what has happened meanwhile is reported now."""
         self._resume(_descriptor(handle))
 
-    def write(self, handle: Any, data: bytes) -> None:
-        """Have bytes written to a handle that is bound to a CompletionHandler."""
-        self._write(_descriptor(handle), data)
+    def write(self, handle: Any, data: bytes) -> int:
+        """Have bytes written to a handle that is bound to a CompletionHandler.
+
+        Returns how many bytes are unsent.  A handle with more than 256 KiB of them is not read
+        until all are written: its peer sends, and does not read.
+        """
+        return self._write(_descriptor(handle), data)
+
+    def report_written(self, handle: Any, *, reading: bool = True) -> None:
+        """Have a CompletionHandler's handle_write() called, once, when all is written.
+
+        That may be at once.  Where something is read before, handle_read() is called instead;
+        without `reading` nothing is read before it.
+        """
+        self._report_written(_descriptor(handle), reading)
 
     def handles(self) -> list[int]:
         """Return the descriptors that are registered."""

@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pyreactor._dispatch import CLOSE, EXCEPTION, READ, WRITE, Completion
+from pyreactor._dispatch import CLOSE, EXCEPTION, KEEP, READ, WRITE, Completion
 
 if TYPE_CHECKING:
     from pyreactor._dispatch import Timer
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CLOSE",
     "EXCEPTION",
+    "KEEP",
     "READ",
     "WRITE",
     "AcceptHandler",
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 _RECEIVE_BYTES = 64 * 1024
+_REST_SECONDS = 0.1
 _log = logging.getLogger("pyreactor")
 
 
@@ -148,8 +150,13 @@ class CompletionHandler(_Bindable, ABC):
 
         `completion.error` is the OSError that ended the connection, or None; `completion.eof` says
         that the peer sends no more.  After either the handle is closed, once all is written.
-        Returns bytes to be written, CLOSE, or None.
+        Returns bytes to be written, CLOSE, None, or KEEP: it is not to be closed, though the peer
+        sends no more, and the handler has asked the set to report_written(reading=False).
         """
+
+    def handle_write(self, handle: int) -> bytes | int | None:
+        """All is written, as report_written() was to tell.  Returns what handle_read() does."""
+        return None
 
 
 class EchoHandler(ReadyHandler):
@@ -219,25 +226,35 @@ class EchoService(CompletionHandler):
 
 
 class AcceptHandler(EventHandler):
-    """Accepts connections, and has a handler made for each."""
+    """Accepts connections, and has a handler made for each.
+
+    Where the process or the system has no descriptor left it rests for a moment, and says so once;
+    those who want to connect wait in the backlog meanwhile.
+    """
+
+    _rests = 0  # without a connection between them
 
     def __init__(
         self,
         address: Any,
         factory: Callable[[socket.socket], EventHandler | CompletionHandler],
         *,
+        sock: socket.socket | None = None,
         family: int = socket.AF_INET,
         backlog: int = 128,
         reuse_port: bool = False,
     ) -> None:
         """Listen at `address`; `factory` makes a handler of each connected socket.
 
-        The factory is called in the thread that registers the connection.  Raises OSError where
-        the address cannot be had.
+        With `sock` it accepts from that socket, which listens already and is the handler's from
+        here on; `address`, `family` and `reuse_port` are of no account then.  The factory is called
+        in the thread that registers the connection.  Raises OSError where the address cannot be
+        had.
         """
         self.factory = factory
         self.backlog = backlog
-        self.sock = socket.create_server(
+        self._shared = sock is not None  # perhaps: with the process that it comes from
+        self.sock = sock or socket.create_server(
             address, family=family, backlog=backlog, reuse_port=reuse_port
         )
         self.sock.setblocking(False)
@@ -259,15 +276,33 @@ class AcceptHandler(EventHandler):
                 sock, _ = self.sock.accept()
             except (BlockingIOError, ConnectionError):
                 return
-            except OSError as error:  # no descriptors left: the others wait in the backlog
-                _log.error("cannot accept a connection: %s", error)
+            except OSError as error:
+                self._rest(handle, error)
                 return
+            self._rests = 0
             self.handle_set._adopt(sock, self.factory)
+
+    def _rest(self, handle: int, error: OSError) -> None:
+        """Try again after a moment: the listener stays ready, and it would be a busy loop."""
+        if self._rests == 0:
+            _log.error("cannot accept a connection, and tries again until it can: %s", error)
+        self._rests += 1
+        handle_set = self.handle_set
+        handle_set.suspend(handle)
+
+        def resume(timer: Timer) -> None:
+            try:
+                handle_set.resume(handle)
+            except (KeyError, ValueError):
+                pass  # it was removed, or the set is closed
+
+        handle_set.schedule_timer(TimerHandler(resume), _REST_SECONDS)
 
     def handle_close(self, handle: int) -> None:
         """Stop listening, and close the socket."""
-        # At once, also where the kernel still holds the file for a demultiplexer's operation.
-        self.sock.shutdown(socket.SHUT_RDWR)
+        if not self._shared:
+            # At once, also where the kernel still holds the file for a demultiplexer's operation.
+            self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()
 
 

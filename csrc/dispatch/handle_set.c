@@ -284,17 +284,53 @@ static int append_locked(struct pr_channel *channel, const char *data, size_t si
     return 0;
 }
 
-int pr_handle_set_write(struct pr_handle_set *set, int fd, const char *data, size_t size)
+static struct pr_handle *find_channel_locked(struct pr_handle_set *set, int fd)
+{
+    struct pr_handle *handle = find_locked(set, fd);
+    return handle && !handle->removed && (handle->flags & PR_HANDLE_CHANNEL) ? handle : NULL;
+}
+
+/* Waits for a channel to become writable, and with `unread` for nothing else. */
+static int want_writable_locked(struct pr_handle_set *set, int fd, bool unread)
+{
+    struct pr_handle *handle = &set->handles[fd];
+    uint32_t wanted = handle->wanted | PR_WRITABLE;
+    if (unread && (wanted & PR_READABLE)) {
+        handle->channel.unread = true;
+        wanted &= ~PR_READABLE;
+    }
+    if (wanted == handle->wanted)
+        return 0;
+    handle->wanted = wanted;
+    return handle->busy ? 0 : arm_locked(set, fd, handle);
+}
+
+int64_t pr_handle_set_write(struct pr_handle_set *set, int fd, const char *data, size_t size)
 {
     pthread_mutex_lock(&set->lock);
-    struct pr_handle *handle = find_locked(set, fd);
-    int error = handle && !handle->removed && (handle->flags & PR_HANDLE_CHANNEL) ? 0 : -ENOENT;
-    if (error == 0 && size > 0)
-        error = append_locked(&handle->channel, data, size);
-    if (error == 0 && size > 0 && !(handle->wanted & PR_WRITABLE)) {
-        handle->wanted |= PR_WRITABLE;
-        if (!handle->busy)
-            error = arm_locked(set, fd, handle);
+    struct pr_handle *handle = find_channel_locked(set, fd);
+    int64_t result = handle ? 0 : -ENOENT;
+    if (handle && size > 0)
+        result = append_locked(&handle->channel, data, size);
+    if (handle && result == 0) {
+        size_t unsent = handle->channel.end - handle->channel.begin;
+        if (size > 0)
+            result = want_writable_locked(set, fd, unsent > PR_UNSENT_BYTES_MAX);
+        if (result == 0)
+            result = (int64_t)unsent;
+    }
+    pthread_mutex_unlock(&set->lock);
+    return result;
+}
+
+int pr_handle_set_report_written(struct pr_handle_set *set, int fd, bool reading)
+{
+    pthread_mutex_lock(&set->lock);
+    struct pr_handle *handle = find_channel_locked(set, fd);
+    int error = handle ? 0 : -ENOENT;
+    if (handle) {
+        handle->channel.report_written = true;
+        error = want_writable_locked(set, fd, !reading);
     }
     pthread_mutex_unlock(&set->lock);
     return error;

@@ -104,18 +104,21 @@ static int read_all(struct pr_pump *pump, const struct pr_event *event,
     return 0;
 }
 
-/*
- * Writes what there is room for.  Returns 0 where the handle is to be waited for again, 1 where all
- * is written and it is to be closed, or a negative errno of the connection.
- */
+enum written {
+    WRITTEN = 0,    /* the handle is to be waited for again */
+    WRITTEN_REPORT, /* all of it, and its handler wants to know */
+    WRITTEN_CLOSE,  /* all of it, and the handle is to be closed */
+};
+
+/* Writes what there is room for.  Returns what follows, or a negative errno of the connection. */
 static int write_all(struct pr_pump *pump, const struct pr_event *event)
 {
     struct pr_handle_set *set = pump->set;
-    int result = 0;
+    int result = WRITTEN;
     pthread_mutex_lock(&set->lock);
     struct pr_handle *handle = &set->handles[event->fd]; /* busy, and ours */
     struct pr_channel *channel = &handle->channel;
-    while (result == 0 && channel->begin < channel->end) {
+    while (result >= 0 && channel->begin < channel->end) {
         ssize_t sent = send(event->fd, channel->data + channel->begin,
                             channel->end - channel->begin, MSG_DONTWAIT | MSG_NOSIGNAL);
         if (sent >= 0)
@@ -125,9 +128,14 @@ static int write_all(struct pr_pump *pump, const struct pr_event *event)
         else if (errno != EINTR)
             result = -errno;
     }
-    if (result == 0 && channel->begin == channel->end) {
+    if (result >= 0 && channel->begin == channel->end) {
         handle->wanted &= ~PR_WRITABLE;
-        result = channel->close_when_written;
+        if (channel->unread)
+            handle->wanted |= PR_READABLE;
+        result = channel->close_when_written ? WRITTEN_CLOSE
+                 : channel->report_written   ? WRITTEN_REPORT
+                                             : WRITTEN;
+        channel->unread = channel->report_written = false;
     }
     pthread_mutex_unlock(&set->lock);
     pr_trace_note(pump->trace, PR_ACTION_WRITE, event->fd, PR_WRITABLE);
@@ -138,16 +146,19 @@ static int write_all(struct pr_pump *pump, const struct pr_event *event)
 static int transfer_channel(struct pr_pump *pump, const struct pr_event *event)
 {
     struct pr_transfer *transfer = NULL;
-    int result = event->events & PR_WRITABLE ? write_all(pump, event) : 0;
-    if (result > 0) { /* written and done with: an event with nothing ready says so */
-        struct pr_event done = *event;
-        done.events = 0;
-        return put_event(pump, &done);
+    struct pr_event reported = *event;
+    int result = event->events & PR_WRITABLE ? write_all(pump, event) : WRITTEN;
+    if (result == WRITTEN_CLOSE) { /* an event with nothing ready says so */
+        reported.events = 0;
+        return put_event(pump, &reported);
     }
-    if (result == 0 && !(event->events & PR_READABLE)) {
-        result = pr_handle_set_complete(pump->set, event);
-        /* Removed meanwhile, or refused: for its handler to see. */
-        return result == 0 ? 0 : put_event(pump, event);
+    if (result == WRITTEN_REPORT && !(event->events & PR_READABLE)) {
+        reported.events = PR_WRITABLE;
+        return put_event(pump, &reported);
+    }
+    if (result == WRITTEN && !(event->events & PR_READABLE)) {
+        reported.events = 0; /* removed meanwhile, or refused: for its handler to see */
+        return pr_handle_set_complete(pump->set, event) == 0 ? 0 : put_event(pump, &reported);
     }
     int error = result < 0 ? -ENOMEM : read_all(pump, event, &transfer);
     if (error < 0) {
@@ -169,13 +180,22 @@ static int transfer_channel(struct pr_pump *pump, const struct pr_event *event)
     return error;
 }
 
-/* Accepts what waits and gives each connection to the next loop that has room. */
+/* Whether it stays so until something is closed: trying again at once would be a busy loop. */
+static bool is_exhausted(int error)
+{
+    return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM;
+}
+
+/* Accepts what waits and gives each connection to the next loop that has room.  Returns 0, or 1
+ * where the caller handles the event itself. */
 static int spread_connections(struct pr_pump *pump, const struct pr_event *event)
 {
     for (int i = 0; i < PR_ACCEPTS_PER_EVENT_MAX; i++) {
         int fd = accept4(event->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd < 0 && is_exhausted(errno))
+            return 1; /* its handler knows what to do about it */
         if (fd < 0)
-            break; /* no more, or one that went away; a listener without descriptors comes again */
+            break; /* no more, or one that went away */
         struct pr_request request = {.release = release_connection, .fd = fd};
         struct pr_loop_place *place = &pump->places[pump->next_place++ % pump->place_count];
         int put;
@@ -213,7 +233,7 @@ int pr_pump_next(struct pr_pump *pump, struct pr_event *event)
             result = transfer_channel(pump, event);
         else
             result = put_event(pump, event);
-        if (result < 0)
+        if (result != 0)
             return result;
     }
 }

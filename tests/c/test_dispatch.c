@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -341,7 +342,7 @@ static void a_channel_is_read_to_its_end_and_written_by_the_pump(void)
     CHECK_BYTES(work.transfer->data, work.transfer->size, "question", 8);
     CHECK(!work.transfer->ended);
     free(work.transfer);
-    REQUIRE_EQUAL(pr_handle_set_write(&handles, pair[0], "answer", 6), 0);
+    REQUIRE_EQUAL(pr_handle_set_write(&handles, pair[0], "answer", 6), 6);
     CHECK(pr_handle_set_close_when_written(&handles, pair[0]));
     REQUIRE_EQUAL(pr_handle_set_complete(&handles, &work.event), 0);
 
@@ -356,6 +357,67 @@ static void a_channel_is_read_to_its_end_and_written_by_the_pump(void)
     pthread_join(id, NULL);
     queue->ops->close(queue);
     CHECK_EQUAL(pr_pump_take(queue, NULL, &work), -ESHUTDOWN);
+    queue->ops->free(queue);
+    close_pair(pair);
+    end();
+}
+
+static void take(struct pr_request_queue *queue, struct pr_work *work)
+{
+    REQUIRE_EQUAL(pr_pump_take(queue, NULL, work), 0);
+}
+
+static void a_channel_whose_peer_does_not_read_is_not_read_until_all_is_written(void)
+{
+    static char bulk[4 * PR_UNSENT_BYTES_MAX];
+    struct pr_request_queue *queue;
+    struct pr_work work;
+    pthread_t id;
+    int pair[2];
+    begin(1);
+    REQUIRE_EQUAL(pr_request_queue_new(&queue, "mpmc", 8, 0), 0);
+    struct pr_pump pump = {.set = &handles, .queue = queue};
+    open_pair(pair);
+    add(pair[0], PR_READABLE, PR_HANDLE_CHANNEL);
+    send_byte(pair[1]);
+    REQUIRE_EQUAL(pthread_create(&id, NULL, run_pump, &pump), 0);
+
+    take(queue, &work);
+    free(work.transfer);
+    REQUIRE_EQUAL(pr_handle_set_write(&handles, pair[0], bulk, sizeof bulk), sizeof bulk);
+    REQUIRE_EQUAL(pr_handle_set_report_written(&handles, pair[0], true), 0);
+    REQUIRE_EQUAL(pr_handle_set_complete(&handles, &work.event), 0);
+    send_byte(pair[1]); /* more to read, and nobody took what was written */
+    for (size_t left = sizeof bulk; left > 0;) {
+        ssize_t got = read(pair[1], bulk, left);
+        if (got > 0)
+            left -= (size_t)got;
+        else
+            sched_yield();
+    }
+    take(queue, &work); /* that it is written, and not yet what there is to be read */
+    CHECK_SAME(work.transfer, NULL);
+    CHECK_EQUAL(work.event.events, PR_WRITABLE);
+    REQUIRE_EQUAL(pr_handle_set_complete(&handles, &work.event), 0);
+    take(queue, &work);
+    REQUIRE(work.transfer != NULL);
+    CHECK_EQUAL(work.transfer->size, 1);
+    free(work.transfer);
+
+    /* With nothing to be written it is reported at once; what can be read goes first. */
+    REQUIRE_EQUAL(pr_handle_set_report_written(&handles, pair[0], false), 0);
+    send_byte(pair[1]);
+    REQUIRE_EQUAL(pr_handle_set_complete(&handles, &work.event), 0);
+    take(queue, &work);
+    CHECK_SAME(work.transfer, NULL);
+    REQUIRE_EQUAL(pr_handle_set_report_written(&handles, pair[0], true), 0);
+    REQUIRE_EQUAL(pr_handle_set_complete(&handles, &work.event), 0);
+    take(queue, &work);
+    REQUIRE(work.transfer != NULL);
+    free(work.transfer);
+
+    pr_pump_stop(&pump);
+    pthread_join(id, NULL);
     queue->ops->free(queue);
     close_pair(pair);
     end();
@@ -464,6 +526,7 @@ int main(void)
     RUN(the_lead_goes_round_event_by_event);
     RUN(the_leader_stays_where_it_delegates);
     RUN(a_channel_is_read_to_its_end_and_written_by_the_pump);
+    RUN(a_channel_whose_peer_does_not_read_is_not_read_until_all_is_written);
     RUN(steps_are_read_in_the_order_of_time_or_counted_as_lost);
     RUN(every_signal_comes_to_the_source);
     return check_status();

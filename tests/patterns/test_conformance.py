@@ -6,6 +6,7 @@ import signal
 import socket
 import struct
 import threading
+import time
 
 import pytest
 
@@ -115,6 +116,16 @@ def listen(dispatcher, factory):
 
 def connect(address):
     return socket.create_connection(address, timeout=PATIENCE)
+
+
+def wait_until_refused(address):
+    for _ in range(int(PATIENCE / 0.01)):
+        try:
+            connect(address).close()  # before the listener's handler has returned
+        except ConnectionRefusedError:
+            return
+        time.sleep(0.01)
+    raise AssertionError("it still listens")
 
 
 def receive(sock, size):
@@ -333,6 +344,50 @@ def test_finished_reads_are_not_for_those_whose_handlers_read(dispatcher, kind):
     ours, theirs = socket.socketpair()
     with ours, theirs, pytest.raises(TypeError, match="nobody reads for it"):
         dispatcher.register_handle(ours, EchoService(ours))
+
+
+def test_what_a_peer_does_not_read_is_not_read_from_it_either(dispatcher, kind, reported):
+    if kind not in READING:
+        pytest.skip("its handlers decide for themselves what they read")
+    asked, written = [], threading.Event()
+    answer = b"x" * 1_000_000
+
+    class Generous(EchoService):
+        def handle_read(self, completion):
+            if completion.eof:
+                return None
+            asked.append(completion.data)
+            self.handle_set.report_written(completion.handle)
+            return answer
+
+        def handle_write(self, handle):
+            written.set()
+            return b"."
+
+    address = listen(dispatcher, Generous)
+    dispatcher.start()
+    with connect(address) as client:
+        client.sendall(b"1")
+        assert receive(client, 1) == b"x"
+        client.sendall(b"2")
+        assert receive(client, len(answer) - 1) == answer[1:]
+        assert written.wait(PATIENCE)
+        assert receive(client, 1) == b"."
+        assert asked[0] == b"1" and b"".join(asked) in (b"1", b"12")
+        assert receive(client, len(answer)) == answer
+    assert reported == []
+
+
+def test_several_listeners(dispatcher, echo):
+    addresses = [listen(dispatcher, echo), listen(dispatcher, echo)]
+    dispatcher.start()
+    for address in addresses:
+        with connect(address) as client:
+            client.sendall(b"hello")
+            assert receive(client, 5) == b"hello"
+    dispatcher.stop_accepting()
+    for address in addresses:
+        wait_until_refused(address)
 
 
 def test_run_returns_after_stop(dispatcher, echo):

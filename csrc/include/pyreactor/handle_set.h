@@ -17,8 +17,9 @@
 #include "pyreactor/timer_heap.h"
 #include "pyreactor/trace.h"
 
-#define PR_EVENTS_PER_WAIT_MAX 64 /* the next leader finds the rest without a system call */
-#define PR_TIMERS_PER_WAIT_MAX 64 /* a flood of timers must not keep the handles waiting */
+#define PR_EVENTS_PER_WAIT_MAX 64        /* the next leader finds the rest without a system call */
+#define PR_TIMERS_PER_WAIT_MAX 64        /* a flood of timers must not keep the handles waiting */
+#define PR_UNSENT_BYTES_MAX (256 * 1024) /* a channel with more is not read: its peer does not */
 
 /* How a handle is dispatched; what none of these is said of goes to a handler as it is. */
 #define PR_HANDLE_INLINE 1u  /* by the thread that waits, not through the queue */
@@ -41,6 +42,8 @@ struct pr_channel {
     size_t end;
     size_t capacity;
     bool close_when_written;
+    bool report_written;
+    bool unread; /* not waited for to be readable until all is written */
 };
 
 struct pr_handle {
@@ -135,9 +138,17 @@ int pr_handle_set_complete(struct pr_handle_set *set, const struct pr_event *eve
 
 /*
  * Puts bytes, which are copied, behind those to be written to a PR_HANDLE_CHANNEL, and waits for it
- * to become writable.  Returns 0 or a negative errno: -ENOENT, -ENOMEM.  Any thread.
+ * to become writable.  Where more than PR_UNSENT_BYTES_MAX are left, nothing is read until all is
+ * written.  Returns how many are unsent, or a negative errno: -ENOENT, -ENOMEM.  Any thread.
  */
-int pr_handle_set_write(struct pr_handle_set *set, int fd, const char *data, size_t size);
+int64_t pr_handle_set_write(struct pr_handle_set *set, int fd, const char *data, size_t size);
+
+/*
+ * Lets a PR_HANDLE_CHANNEL be reported, once, as PR_WRITABLE when all is written, which may be at
+ * once; what is read first is reported instead.  Without `reading` nothing is read before that.
+ * Returns 0 or a negative errno: -ENOENT.  Any thread.
+ */
+int pr_handle_set_report_written(struct pr_handle_set *set, int fd, bool reading);
 
 /* Lets a PR_HANDLE_CHANNEL be reported with no events when all is written.  Returns whether there
  * is anything left to be written; if not, nothing is reported.  Any thread. */
