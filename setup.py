@@ -43,6 +43,7 @@ CSRC = {
         "csrc/demux/uring.c",
         "csrc/loop/wakeup.c",
     ],
+    "_framing": ["csrc/framing/framer.c", "csrc/fsm/http1.c"],
     "_transport": ["csrc/stream/stream.c", "csrc/stream/write_queue.c"],
     "_datagram": ["csrc/datagram/address.c", "csrc/datagram/datagram.c"],
     "_streams": [],

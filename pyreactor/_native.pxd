@@ -533,3 +533,46 @@ cdef extern from "pyreactor/tls.h":
     int pr_tls_write(pr_tls *tls, const char *data, size_t size)
     char *pr_tls_take_output(pr_tls *tls)
     void pr_tls_clear_output(pr_tls *tls)
+
+
+cdef extern from "pyreactor/http1.h" nogil:
+    ctypedef enum pr_line "enum pr_line":
+        PR_LINE_OPEN
+        PR_LINE_OK
+        PR_LINE_BAD
+    ctypedef struct pr_http1_limits "struct pr_http1_limits":
+        size_t line_bytes_max
+        size_t headers_max
+        size_t head_bytes_max
+
+
+cdef extern from "pyreactor/framer.h" nogil:
+    int PR_DELIMITER_BYTES_MAX
+    size_t PR_FRAME_BYTES_MAX
+    ctypedef enum pr_framing_kind "enum pr_framing_kind":
+        PR_FRAMING_LINES
+        PR_FRAMING_DELIMITER
+        PR_FRAMING_FIXED
+        PR_FRAMING_LENGTH_PREFIXED
+        PR_FRAMING_HTTP_HEAD
+    ctypedef struct pr_framing "struct pr_framing":
+        pr_framing_kind kind
+        size_t max_bytes
+        bint keep_ends
+        bint little_endian
+        size_t prefix_bytes
+        size_t delimiter_bytes
+        char *delimiter
+        pr_http1_limits http
+    ctypedef struct pr_frame "struct pr_frame":
+        const char *data
+        size_t size
+    ctypedef struct pr_framer "struct pr_framer":
+        const pr_framing *framing
+        const char *reason
+    int pr_framing_check(const pr_framing *framing)
+    void pr_framer_init(pr_framer *framer, const pr_framing *framing)
+    void pr_framer_deinit(pr_framer *framer)
+    int pr_framer_feed(pr_framer *framer, const char **data, size_t *size, pr_frame *frame)
+    int pr_framer_end(pr_framer *framer, pr_frame *frame)
+    size_t pr_framer_pending(const pr_framer *framer)
