@@ -57,6 +57,7 @@ CSRC = {
         "csrc/queue/ring.c",
         "csrc/queue/ring_queue.c",
     ],
+    "_file": [],
     "_sock": [],
     "_tls_engine": ["csrc/tls/openssl.c", "csrc/tls/tls.c"],
     "_tls": [],

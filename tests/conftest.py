@@ -31,6 +31,7 @@ class TestHangs(KeyboardInterrupt):
 
 def pytest_configure(config):
     for marker in (
+        "aiofiles_differs(reason): not with aiofiles, which behaves otherwise there",
         "asyncio_differs(reason, when=True): not on asyncio, which behaves otherwise there;"
         " `when` limits it to some Python versions",
         "epoll_only(reason): not with io_uring, which behaves otherwise there",
@@ -166,8 +167,8 @@ def new_loop(request, loop_type, open_descriptors):
     gc.collect()
     after = open_descriptors()
     assert after == before, "descriptors leaked, or closed that belong to somebody else"
-    if loop_type is pyreactor.Loop:
-        for loop in loops:
+    for loop in loops:
+        if isinstance(loop, pyreactor.Loop):
             assert not any(loop._live_counts().values()), loop._live_counts()
 
 
