@@ -13,6 +13,7 @@ CSRC = {
         "csrc/backend/epoll.c",
         "csrc/backend/uring.c",
         "csrc/backend/uring_map.c",
+        "csrc/backend/uring_op.c",
         "csrc/loop/loop.c",
         "csrc/loop/ready_queue.c",
         "csrc/loop/timer_heap.c",

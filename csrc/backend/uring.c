@@ -9,6 +9,8 @@
  * Receiving: a multishot receive, which stays in force, into buffers that the kernel chooses.  What
  * it brings when nobody wants it is held and reported later, before anything newer.
  *
+ * Operations: submitted by the next wait, in the order in which they came.
+ *
  * What is under way holds the file: ending it enters the kernel at once, or the close that follows
  * would be no close to the peer.
  *
@@ -26,6 +28,7 @@
 #include <unistd.h>
 
 #include "pyreactor/uring_map.h"
+#include "pyreactor/uring_op.h"
 
 #define SQ_ENTRIES 256 /* more in one turn: entered once more */
 #define CQ_ENTRIES 4096
@@ -45,7 +48,8 @@
 #define KIND_CANCEL 0u /* nobody waits for it */
 #define KIND_POLL 1u
 #define KIND_RECEIVE 2u
-#define KIND_SEND 3u /* the rest is the address of the pr_send */
+#define KIND_SEND 3u /* the rest is the address of the pr_send, or, with OP_MARK, of the pr_op */
+#define OP_MARK 1u
 #define ARM_SHIFT 32
 #define ARM_MASK 0x3fffffffu
 
@@ -87,6 +91,12 @@ struct pr_uring_state {
 
     struct pr_send under_way; /* list head */
     struct pr_send done;      /* list head: to be reported by the next wait */
+
+    uint64_t supported;         /* the kernel's operations, by bit */
+    struct pr_op queued_ops;    /* list head: to be submitted by the next wait */
+    struct pr_op under_way_ops; /* list head: the kernel has them */
+    struct pr_op done_ops;      /* list head: to be reported by the next wait */
+    bool cut_later;             /* some under way are to be cancelled, and there was no room */
 };
 
 /* A number for the calling thread that no other thread ever gets, without a system call. */
@@ -124,6 +134,16 @@ static void move_send(struct pr_send *send, struct pr_send *list)
     send->next = list;
     list->prev->next = send;
     list->prev = send;
+}
+
+static uint64_t op_tag(const struct pr_op *op)
+{
+    return (uint64_t)KIND_SEND << KIND_SHIFT | (uint64_t)(uintptr_t)op | OP_MARK;
+}
+
+static struct pr_op *op_of(uint64_t user_data)
+{
+    return (struct pr_op *)(uintptr_t)(user_data & ~((uint64_t)KIND_SEND << KIND_SHIFT | OP_MARK));
 }
 
 static struct pr_send *take_done(struct pr_uring_state *state)
@@ -206,6 +226,8 @@ static int make_ring(struct pr_uring_state *state)
     int error = pr_uring_map_init(&state->map, SQ_ENTRIES, CQ_ENTRIES, RING_FLAGS);
     if (error < 0)
         return error;
+    if (pr_uring_map_probe(&state->map, &state->supported) < 0)
+        state->supported = 0;
     memset(state->buffer_ring, 0, BUFFERS * sizeof *state->buffer_ring);
     error = pr_uring_map_register_buffers(&state->map, state->buffer_ring, BUFFERS, BUFFER_GROUP);
     if (error < 0) {
@@ -289,6 +311,34 @@ static bool take_receive(struct pr_uring_state *state, const struct pr_uring_cqe
     return false;
 }
 
+/* Cut short without an effect.  Some operations show what the kernel keeps to itself elsewhere:
+ * that the system call should be made again (ERESTARTSYS, 512, and its kind). */
+static bool is_cut_short(int32_t result)
+{
+    return result == -ECANCELED || result == -EINTR || (result <= -512 && result >= -516);
+}
+
+/* The kernel is done with an operation.  Returns true where it makes an event. */
+static bool take_op(struct pr_uring_state *state, struct pr_op *op, int32_t result,
+                    struct pr_ready_event *event)
+{
+    op->under_way = op->asked = false;
+    if (op->kind == PR_OP_CLOSE && is_cut_short(result) && result != -ECANCELED)
+        result = 0; /* it is closed all the same */
+    if (is_cut_short(result) && !op->cancelled) {
+        pr_op_move(op, &state->queued_ops); /* put off by quiesce(), without an effect */
+        return false;
+    }
+    op->result = is_cut_short(result) ? -ECANCELED : result;
+    if (!event) {
+        pr_op_move(op, &state->done_ops);
+        return false;
+    }
+    pr_op_unlink(op);
+    *event = (struct pr_ready_event){.events = PR_COMPLETED, .result = op->result, .op = op};
+    return true;
+}
+
 /* Takes the oldest completion.  Returns true where it makes an event. */
 static bool take(struct pr_uring_state *state, const struct pr_uring_cqe *completion,
                  struct pr_ready_event *event)
@@ -299,6 +349,8 @@ static bool take(struct pr_uring_state *state, const struct pr_uring_cqe *comple
     case KIND_RECEIVE:
         return take_receive(state, completion, event);
     case KIND_SEND: {
+        if (completion->user_data & OP_MARK)
+            return take_op(state, op_of(completion->user_data), completion->result, event);
         struct pr_send *send = send_of(completion->user_data);
         send->result = completion->result;
         move_send(send, &state->done);
@@ -333,6 +385,8 @@ static int renew_ring(struct pr_uring_state *state)
         state->under_way.next->result = -ECANCELED;
         move_send(state->under_way.next, &state->done);
     }
+    while (!pr_op_list_is_empty(&state->under_way_ops)) /* and none of these */
+        (void)take_op(state, state->under_way_ops.next, -ECANCELED, NULL);
     for (size_t fd = 0; fd < state->interest_capacity; fd++) {
         struct interest *interest = &state->interests[fd];
         interest->polled = 0;
@@ -371,15 +425,17 @@ static struct pr_uring_sqe *prepare(struct pr_uring_state *state)
     return pr_uring_map_next_sqe(&state->map);
 }
 
-static void prepare_cancel(struct pr_uring_state *state, uint64_t user_data)
+/* Returns false where there is no room. */
+static bool prepare_cancel(struct pr_uring_state *state, uint64_t user_data)
 {
     struct pr_uring_sqe *sqe = prepare(state);
     if (!sqe)
-        return;
+        return false;
     sqe->opcode = PR_URING_ASYNC_CANCEL;
     sqe->fd = -1;
     sqe->address = user_data;
     sqe->user_data = tag(KIND_CANCEL, 0, 0);
+    return true;
 }
 
 static void begin_poll(struct pr_uring_state *state, int fd, uint32_t events)
@@ -401,7 +457,7 @@ static void end_poll(struct pr_uring_state *state, int fd)
 {
     struct interest *interest = &state->interests[fd];
     interest->polled = 0;
-    prepare_cancel(state, tag(KIND_POLL, interest->poll_arm, fd));
+    (void)prepare_cancel(state, tag(KIND_POLL, interest->poll_arm, fd));
 }
 
 static void begin_receive(struct pr_uring_state *state, int fd)
@@ -424,7 +480,7 @@ static void end_receive(struct pr_uring_state *state, int fd)
 {
     struct interest *interest = &state->interests[fd];
     interest->ending = true;
-    prepare_cancel(state, tag(KIND_RECEIVE, interest->receive_arm, fd));
+    (void)prepare_cancel(state, tag(KIND_RECEIVE, interest->receive_arm, fd));
 }
 
 /* Makes what is under way for `fd` what is wanted of it. */
@@ -573,6 +629,45 @@ static int adjust_pending(struct pr_uring_state *state, struct pr_ready_event *e
     return count;
 }
 
+/* Asks the kernel to cut operations short: those that their owners have cancelled, or `all`. */
+static void cut_ops_short(struct pr_uring_state *state, bool all)
+{
+    state->cut_later = false;
+    struct pr_op *op = state->under_way_ops.next;
+    for (; op != &state->under_way_ops; op = op->next) {
+        if ((all || op->cancelled) && !op->asked) {
+            op->asked = prepare_cancel(state, op_tag(op));
+            state->cut_later |= !op->asked;
+        }
+    }
+}
+
+/* Submits the operations that were queued, as far as there is room. */
+static void submit_queued_ops(struct pr_uring_state *state)
+{
+    struct pr_uring_sqe *sqe;
+    while (!pr_op_list_is_empty(&state->queued_ops) && (sqe = prepare(state))) {
+        struct pr_op *op = state->queued_ops.next;
+        pr_uring_op_prepare(op, sqe);
+        sqe->user_data = op_tag(op);
+        op->under_way = true;
+        pr_op_move(op, &state->under_way_ops);
+    }
+}
+
+static int report_done_ops(struct pr_uring_state *state, struct pr_ready_event *events,
+                           int capacity)
+{
+    int count = 0;
+    for (; count < capacity && !pr_op_list_is_empty(&state->done_ops); count++) {
+        struct pr_op *op = state->done_ops.next;
+        pr_op_unlink(op);
+        events[count] =
+            (struct pr_ready_event){.events = PR_COMPLETED, .result = op->result, .op = op};
+    }
+    return count;
+}
+
 static int uring_wait(struct pr_backend *backend, struct pr_ready_event *events, int capacity,
                       int64_t timeout_ns)
 {
@@ -582,6 +677,10 @@ static int uring_wait(struct pr_backend *backend, struct pr_ready_event *events,
     if (error < 0)
         return error;
     int count = adjust_pending(state, events, capacity);
+    if (state->cut_later)
+        cut_ops_short(state, false);
+    submit_queued_ops(state);
+    count += report_done_ops(state, events + count, capacity - count);
     if (count || pr_uring_map_peek(map) || state->done.next != &state->done)
         timeout_ns = 0;
     if (timeout_ns != 0 || pr_uring_map_prepared(map) || pr_uring_map_has_work(map)) {
@@ -627,7 +726,7 @@ static void uring_cancel_send(struct pr_backend *backend, struct pr_send *send)
     struct pr_uring_state *state = backend->state;
     if (!state || serve_this_thread(state) < 0)
         return;
-    prepare_cancel(state, send_tag(send));
+    (void)prepare_cancel(state, send_tag(send));
     (void)pr_uring_map_enter(&state->map, 0);
 }
 
@@ -643,6 +742,48 @@ static void uring_hold_data(struct pr_backend *backend, const struct pr_ready_ev
     look_later(state, event->fd);
 }
 
+static bool uring_supports(const struct pr_backend *backend, enum pr_op_kind kind)
+{
+    return backend->state && backend->state->supported >> pr_uring_opcode(kind) & 1;
+}
+
+static void uring_submit(struct pr_backend *backend, struct pr_op *op)
+{
+    op->under_way = op->cancelled = op->asked = false;
+    op->prev = op->next = NULL;
+    pr_op_move(op, &backend->state->queued_ops);
+}
+
+static void uring_cancel(struct pr_backend *backend, struct pr_op *op)
+{
+    struct pr_uring_state *state = backend->state;
+    if (!op->next || op->cancelled) /* it is complete, and about to be reported */
+        return;
+    op->cancelled = true;
+    if (op->under_way) {
+        op->asked = prepare_cancel(state, op_tag(op));
+        state->cut_later |= !op->asked;
+    } else {
+        op->result = -ECANCELED;
+        pr_op_move(op, &state->done_ops);
+    }
+}
+
+static int uring_visit(const struct pr_backend *backend,
+                       int (*visit)(struct pr_op *op, void *argument), void *argument)
+{
+    const struct pr_uring_state *state = backend->state;
+    if (!state)
+        return 0;
+    const struct pr_op *lists[] = {&state->queued_ops, &state->under_way_ops, &state->done_ops};
+    int result = 0;
+    for (int i = 0; i < 3; i++) {
+        for (struct pr_op *op = lists[i]->next; op != lists[i] && !result; op = op->next)
+            result = visit(op, argument);
+    }
+    return result;
+}
+
 static void uring_quiesce(struct pr_backend *backend)
 {
     struct pr_uring_state *state = backend->state;
@@ -650,8 +791,10 @@ static void uring_quiesce(struct pr_backend *backend)
         return;
     struct pr_send *send = state->under_way.next;
     for (; send != &state->under_way; send = send->next)
-        prepare_cancel(state, send_tag(send));
-    while (state->under_way.next != &state->under_way) {
+        (void)prepare_cancel(state, send_tag(send));
+    while (state->under_way.next != &state->under_way ||
+           !pr_op_list_is_empty(&state->under_way_ops)) {
+        cut_ops_short(state, true);
         int error = pr_uring_map_enter(&state->map, -1);
         settle(state);
         if (error < 0 && error != -EINTR && error != -EBUSY && error != -EAGAIN)
@@ -681,6 +824,9 @@ static int uring_init(struct pr_backend *backend)
     state->process = getpid();
     state->under_way.prev = state->under_way.next = &state->under_way;
     state->done.prev = state->done.next = &state->done;
+    pr_op_list_init(&state->queued_ops);
+    pr_op_list_init(&state->under_way_ops);
+    pr_op_list_init(&state->done_ops);
     state->buffer_ring = aligned_alloc(PR_URING_PAGE_BYTES, BUFFERS * sizeof *state->buffer_ring);
     state->buffers = aligned_alloc(PR_URING_PAGE_BYTES, (size_t)BUFFERS * PR_RECEIVED_BYTES_MAX);
     int error = state->buffer_ring && state->buffers ? make_ring(state) : -ENOMEM;
@@ -691,6 +837,16 @@ static int uring_init(struct pr_backend *backend)
     backend->state = state;
     backend->fd = state->map.fd;
     return 0;
+}
+
+/* Tells the owners of a list's operations; an `error` takes the place of their results. */
+static void end_ops(struct pr_op *list, int32_t error)
+{
+    while (!pr_op_list_is_empty(list)) {
+        struct pr_op *op = list->next;
+        pr_op_unlink(op);
+        (void)op->on_complete(op, error ? error : op->result);
+    }
 }
 
 static void uring_deinit(struct pr_backend *backend)
@@ -715,6 +871,9 @@ static void uring_deinit(struct pr_backend *backend)
     struct pr_send *send;
     while ((send = take_done(state)))
         (void)send->on_sent(send, send->result);
+    end_ops(&state->done_ops, 0);
+    end_ops(&state->queued_ops, -ECANCELED);
+    end_ops(&state->under_way_ops, -ECANCELED);
     free_state(state);
 }
 
@@ -723,6 +882,10 @@ static const struct pr_completion_ops completion_ops = {
     .cancel_send = uring_cancel_send,
     .return_data = uring_return_data,
     .hold_data = uring_hold_data,
+    .supports = uring_supports,
+    .submit = uring_submit,
+    .cancel = uring_cancel,
+    .visit = uring_visit,
     .quiesce = uring_quiesce,
 };
 

@@ -28,6 +28,7 @@
 #define SQ_CQ_OVERFLOW (1u << 1)
 #define SQ_TASKRUN (1u << 2)
 
+#define REGISTER_PROBE 8
 #define REGISTER_ENABLE_RINGS 12
 #define REGISTER_PBUF_RING 22
 
@@ -70,6 +71,21 @@ struct buffer_registration {
     uint64_t reserved[3];
 };
 
+#define PROBED_OPERATIONS 64
+#define PROBE_SUPPORTED 1u
+
+struct probe {
+    uint8_t last_operation, count;
+    uint16_t reserved1;
+    uint32_t reserved2[3];
+    struct {
+        uint8_t operation, reserved1;
+        uint16_t flags;
+        uint32_t reserved2;
+    } operations[PROBED_OPERATIONS];
+};
+
+static_assert(sizeof(struct probe) == 16 + 8 * PROBED_OPERATIONS, "struct io_uring_probe");
 static_assert(sizeof(struct pr_uring_sqe) == 64, "the kernel's struct io_uring_sqe");
 static_assert(sizeof(struct pr_uring_cqe) == 16, "the kernel's struct io_uring_cqe");
 static_assert(sizeof(struct pr_uring_buffer) == 16, "the kernel's struct io_uring_buf");
@@ -139,6 +155,19 @@ void pr_uring_map_deinit(struct pr_uring_map *map)
     munmap(map->rings, map->rings_size);
     close(map->fd);
     map->fd = -1;
+}
+
+int pr_uring_map_probe(struct pr_uring_map *map, uint64_t *supported)
+{
+    struct probe probe = {0};
+    if (syscall(REGISTER, map->fd, REGISTER_PROBE, &probe, PROBED_OPERATIONS) < 0)
+        return -errno;
+    *supported = 0;
+    for (unsigned i = 0; i < probe.count && i < PROBED_OPERATIONS; i++) {
+        if (probe.operations[i].flags & PROBE_SUPPORTED)
+            *supported |= UINT64_C(1) << probe.operations[i].operation;
+    }
+    return 0;
 }
 
 int pr_uring_map_enable(struct pr_uring_map *map)

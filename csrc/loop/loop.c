@@ -63,6 +63,8 @@ void pr_loop_deinit(struct pr_loop *loop)
         const struct pr_ready_event *event = &loop->events[loop->event_next++];
         if (event->events & PR_SENT)
             (void)event->send->on_sent(event->send, event->result);
+        else if (event->events & PR_COMPLETED)
+            (void)event->op->on_complete(event->op, event->result);
     }
     pr_watch_stop(&loop->watches, &loop->wakeup_watch);
     pr_wakeup_deinit(&loop->wakeup);
@@ -263,6 +265,8 @@ static int dispatch_events(struct pr_loop *loop)
             result = dispatch_received(loop, event);
         else if (event->events & PR_SENT)
             result = after_callback(loop, event->send->on_sent(event->send, event->result));
+        else if (event->events & PR_COMPLETED)
+            result = after_callback(loop, event->op->on_complete(event->op, event->result));
         else
             result = dispatch_event(loop, event);
     }
@@ -343,5 +347,19 @@ int pr_loop_visit_scheduled(const struct pr_loop *loop,
     struct pr_callback *posted = atomic_load(&loop->wakeup.inbox);
     for (; posted && !result; posted = posted->next)
         result = visit(posted, argument);
+    return result;
+}
+
+int pr_loop_visit_ops(const struct pr_loop *loop, int (*visit)(struct pr_op *op, void *argument),
+                      void *argument)
+{
+    int result = 0;
+    for (int i = loop->event_next; i < loop->event_count && !result; i++) {
+        if (loop->events[i].events & PR_COMPLETED)
+            result = visit(loop->events[i].op, argument);
+    }
+    const struct pr_completion_ops *completion = loop->backend.ops->completion;
+    if (completion && !result)
+        result = completion->visit(&loop->backend, visit, argument);
     return result;
 }

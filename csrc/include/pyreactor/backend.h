@@ -9,6 +9,8 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
+#include "pyreactor/op.h"
+
 #define PR_READABLE 1u /* a read would not block; a hang-up or an error counts, too */
 #define PR_WRITABLE 2u /* a write would not block; a hang-up or an error counts, too */
 
@@ -21,17 +23,19 @@
     8u              /* asked for in place of PR_READABLE: not the news of bytes, but the bytes     \
                      */
 #define PR_SENT 16u /* never asked for: a pr_send is done */
+#define PR_COMPLETED 32u           /* never asked for: a pr_op is done */
 #define PR_RECEIVED_BYTES_MAX 4096 /* in one event: a page */
 
 /* "This descriptor, in this life of it, is ready for these", or what was completed. */
 struct pr_ready_event {
     int fd;
     uint32_t generation; /* of the watch that asked; an older one marks a stale event */
-    uint32_t events; /* PR_READABLE and PR_WRITABLE, or PR_RECEIVED, or PR_SENT; never PR_EDGE */
-    int32_t result;  /* of a completion: bytes, 0 for the end, or a negative errno */
+    uint32_t events;     /* PR_READABLE and PR_WRITABLE, or one of the completions; never PR_EDGE */
+    int32_t result;      /* of a completion: bytes, 0 for the end, or a negative errno */
     union {
         const char *data;     /* PR_RECEIVED: the backend's, until return_data() */
         struct pr_send *send; /* PR_SENT */
+        struct pr_op *op;     /* PR_COMPLETED */
     };
 };
 
@@ -66,7 +70,22 @@ struct pr_completion_ops {
      * asked for (again), before anything newer. */
     void (*hold_data)(struct pr_backend *backend, const struct pr_ready_event *event);
 
-    /* Cuts all sends short: another thread may be the next to wait. */
+    /* Whether the kernel has operations of that kind. */
+    bool (*supports)(const struct pr_backend *backend, enum pr_op_kind kind);
+
+    /* Submits `op` with the next wait; PR_COMPLETED will follow. */
+    void (*submit)(struct pr_backend *backend, struct pr_op *op);
+
+    /* Cuts it short, if it may still be; PR_COMPLETED follows all the same. */
+    void (*cancel)(struct pr_backend *backend, struct pr_op *op);
+
+    /* Calls `visit` for each operation that is not complete, until it returns non-zero, and returns
+     * that. */
+    int (*visit)(const struct pr_backend *backend, int (*visit)(struct pr_op *op, void *argument),
+                 void *argument);
+
+    /* Cuts all sends short, and puts off the operations that have had no effect yet: another thread
+     * may be the next to wait. */
     void (*quiesce)(struct pr_backend *backend);
 };
 

@@ -96,7 +96,7 @@ int pr_loop_dispatch(struct pr_loop *loop);
 /*
  * Says that no turn follows for now, and that the next may be another thread's: until the next
  * pr_loop_prepare() the loop counts its time neither as busy nor as idle, and no send of the
- * backend's is under way.  Loop thread only; not from a callback.
+ * backend's is under way; operations wait for that.  Loop thread only; not from a callback.
  */
 void pr_loop_end_run(struct pr_loop *loop);
 
@@ -119,6 +119,11 @@ struct pr_callback *pr_loop_take_ready(struct pr_loop *loop);
 
 /* Takes back the earliest timer, which counts as cancelled; NULL at the end.  Loop thread only. */
 struct pr_timer *pr_loop_take_timer(struct pr_loop *loop);
+
+/* Calls `visit` for each operation that was submitted and is not complete, until it returns
+ * non-zero, and returns that.  For a garbage collector: no other thread may be running. */
+int pr_loop_visit_ops(const struct pr_loop *loop, int (*visit)(struct pr_op *op, void *argument),
+                      void *argument);
 
 /*
  * Calls `visit` for each callback that is ready, in the inbox or a timer's, until it returns
@@ -151,6 +156,27 @@ static inline bool pr_loop_cancel_timer(struct pr_loop *loop, struct pr_timer *t
     pr_timer_heap_remove(&loop->timers, timer);
     pr_counter_add(&loop->stats.timers_cancelled, 1);
     return true;
+}
+
+/* Whether the backend carries out operations of that kind.  Loop thread only. */
+static inline bool pr_loop_supports(const struct pr_loop *loop, enum pr_op_kind kind)
+{
+    const struct pr_completion_ops *completion = loop->backend.ops->completion;
+    return completion && completion->supports(&loop->backend, kind);
+}
+
+/* Begins `op`, which is filled in and idle, with the next wait.  Where the backend does not support
+ * it, it must not be called.  Loop thread only. */
+static inline void pr_loop_submit(struct pr_loop *loop, struct pr_op *op)
+{
+    loop->backend.ops->completion->submit(&loop->backend, op);
+}
+
+/* Asks for an early end of `op`, which was submitted; on_complete() is still to come, perhaps with
+ * the whole result.  Loop thread only. */
+static inline void pr_loop_cancel(struct pr_loop *loop, struct pr_op *op)
+{
+    loop->backend.ops->completion->cancel(&loop->backend, op);
 }
 
 /* Asks for flush->run() when the running callback returns.  Loop thread only. */

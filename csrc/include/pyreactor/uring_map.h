@@ -24,6 +24,7 @@
 #define PR_URING_SEND 26
 #define PR_URING_RECV 27
 
+#define PR_URING_SQE_ASYNC (1u << 4)         /* flags: by a thread of the kernel's, at once */
 #define PR_URING_SQE_BUFFER_SELECT (1u << 5) /* flags: the kernel takes a buffer of the group */
 #define PR_URING_RECV_MULTISHOT (1u << 1)    /* ioprio of RECV: stays in force */
 
@@ -103,6 +104,10 @@ struct pr_uring_map {
  */
 int pr_uring_map_init(struct pr_uring_map *map, uint32_t entries, uint32_t cq_entries,
                       uint32_t flags);
+
+/* Finds out which operations the kernel has: bit N of `supported` stands for the operation N (there
+ * are no more than 64).  Returns 0 or a negative errno. */
+int pr_uring_map_probe(struct pr_uring_map *map, uint64_t *supported);
 
 /* Makes a ring usable that has PR_URING_SETUP_R_DISABLED, by the calling thread.  Returns 0 or a
  * negative errno. */
