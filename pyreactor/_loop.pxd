@@ -114,6 +114,8 @@ cdef class LoopCore:
     cdef dict listeners  # descriptor -> Listener
     cdef list retired  # stopped in this turn: the core may look at them until it ends
 
+    cdef Py_ssize_t hidden_handles  # scheduled while the loop runs, and not tracked by the collector
+
     # An exception that must leave run_forever(): SystemExit, KeyboardInterrupt
     cdef object escaping
 

@@ -72,6 +72,9 @@ from pyreactor._native cimport (
 
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident() nogil
+    void PyObject_GC_Track(PyObject *object)
+    void PyObject_GC_UnTrack(PyObject *object)
+    int PyObject_GC_IsTracked(PyObject *object)
     int PyErr_CheckSignals() except -1
     PyObject **tuple_items "&PyTuple_GET_ITEM" (PyObject *tuple, Py_ssize_t index)
     Py_ssize_t PyTuple_GET_SIZE(PyObject *tuple)
@@ -111,7 +114,29 @@ cdef int run_handle(pr_callback *node) noexcept:
     """Runs a handle that leaves the ready queue, whose reference goes with it."""
     cdef Handle handle = <Handle>node.owner
     Py_DECREF(handle)
+    show_to_collector(handle)
     return 0 if handle._cancelled else handle.run()
+
+
+# Handles are many and short-lived, and while the loop runs nothing that it has scheduled is garbage:
+# until a handle runs or the run ends, the cyclic garbage collector is spared from looking at it.
+
+cdef int hide_from_collector(Handle handle) except -1:
+    if handle._loop.thread_ident != 0:
+        PyObject_GC_UnTrack(<PyObject *>handle)
+        handle._loop.hidden_handles += 1
+    return 0
+
+
+cdef int show_to_collector(Handle handle) noexcept:
+    if not PyObject_GC_IsTracked(<PyObject *>handle):
+        PyObject_GC_Track(<PyObject *>handle)
+        handle._loop.hidden_handles -= 1
+    return 0
+
+
+cdef int show_scheduled(pr_callback *callback, void *argument) noexcept:
+    return show_to_collector(<Handle>callback.owner)
 
 
 cdef int set_up(
@@ -292,6 +317,7 @@ cdef class TimerHandle(Handle):
             return
         self.forget()
         if pr_loop_cancel_timer(&self._loop.core, &self.timer):
+            show_to_collector(self)
             Py_DECREF(self)  # the heap's
 
     def when(self):
@@ -781,6 +807,7 @@ cdef class LoopCore:
         handle = Handle.__new__(Handle)
         set_up(handle, self, callback, args, context)
         self.queue(handle)
+        hide_from_collector(handle)
         return handle
 
     def call_soon_threadsafe(self, callback, *args, context=None):
@@ -838,6 +865,7 @@ cdef class LoopCore:
         if pr_loop_start_timer(&self.core, &handle.timer) < 0:
             Py_DECREF(handle)
             raise MemoryError
+        hide_from_collector(handle)
         return handle
 
     def time(self):
@@ -1086,6 +1114,8 @@ cdef class LoopCore:
             self.run_turns()
         finally:
             pr_loop_end_run(&self.core)
+            if self.hidden_handles:
+                pr_loop_visit_scheduled(&self.core, show_scheduled, NULL)
 
     cdef int run_turns(self) except -1:
         cdef pr_loop *core = &self.core
@@ -1308,7 +1338,8 @@ cdef int traverse_loop(PyObject *self, visitproc visit, void *argument) noexcept
     cdef int result = traverse_fields(self, visit, argument)
     scheduled.visit = visit
     scheduled.argument = argument
-    if result == 0 and (<LoopCore>self).alive:
+    # What a loop that runs has scheduled is reachable anyway.
+    if result == 0 and (<LoopCore>self).alive and (<LoopCore>self).thread_ident == 0:
         result = pr_loop_visit_scheduled(&(<LoopCore>self).core, visit_owner, &scheduled)
     return result
 
