@@ -6,10 +6,16 @@ from libc.stdint cimport int64_t
 from pyreactor._loop cimport LoopCore
 
 
+cdef class Receiver:
+    # Takes received bytes in C, in place of a protocol's data_received()
+    cdef bint receive(self, bytes data) except -1
+
+
 cdef class BaseTransport:
     # Whom it serves and what it owns
     cdef readonly LoopCore _loop
     cdef readonly object _protocol  # None after connection_lost()
+    cdef Receiver receiver  # of the protocol's data, or None
     cdef object context  # in which the protocol is called
     cdef dict extra  # for get_extra_info()
     cdef object file  # owns the descriptor, a socket or a file; None once closed

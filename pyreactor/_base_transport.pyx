@@ -24,6 +24,15 @@ cdef extern from "Python.h":
 
 
 @cython.auto_pickle(False)
+cdef class Receiver:
+    """Takes received bytes in C, in place of a protocol's data_received()."""
+
+    cdef bint receive(self, bytes data) except -1:
+        """Takes them; returns False where data_received() is to be called after all."""
+        raise NotImplementedError
+
+
+@cython.auto_pickle(False)
 @cython.no_gc_clear  # what it embeds refers to the loop until the very end
 cdef class BaseTransport:
     """The part of a transport that does not depend on what it carries."""

@@ -99,6 +99,11 @@ cdef class LoopCore:
     cdef public object _task_factory
     cdef public object _current_handle  # what runs now, in debug mode
 
+    cdef dict future_arguments  # what makes a future this loop's; made with the first
+    # A callback on its way into call_soon() that end_wait() wants: (callback, args, context)
+    cdef bint catching
+    cdef tuple caught
+
     # From when on a callback is slow, and who hears of it besides debug mode's log
     cdef object slow_seconds  # slow_callback_duration as it was set
     cdef int64_t slow_ns
@@ -114,7 +119,7 @@ cdef class LoopCore:
     cdef dict listeners  # descriptor -> Listener
     cdef list retired  # stopped in this turn: the core may look at them until it ends
 
-    cdef Py_ssize_t hidden_handles  # scheduled while the loop runs, and not tracked by the collector
+    cdef Py_ssize_t hidden_handles  # from the collector: scheduled while the loop runs
 
     # An exception that must leave run_forever(): SystemExit, KeyboardInterrupt
     cdef object escaping
@@ -128,6 +133,8 @@ cdef class LoopCore:
     cdef TimerHandle start_timer(
         self, object when, object callback, tuple args, object context, str method)
     cdef int queue(self, Handle handle) except -1
+    cdef int call_now(self, object callback, object argument, object context) noexcept
+    cdef int end_wait(self, object future) except -1
     cdef int escape(self, object exception) noexcept
     cdef int raise_escaping(self) except -1
     cdef bint measures(self) noexcept

@@ -81,7 +81,12 @@ cdef extern from "Python.h":
     ctypedef int (*visitproc)(PyObject *object, void *argument) noexcept
     ctypedef int (*traverseproc)(PyObject *self, visitproc visit, void *argument) noexcept
     ctypedef PyObject *(*iternextfunc)(PyObject *self) except? NULL
+    ctypedef int (*initproc)(object self, object args, object kwargs) except -1
+    ctypedef struct PyTypeObject
+    ctypedef object (*newfunc)(PyTypeObject *type, object args, PyObject *kwargs)
     ctypedef struct PyTypeObject:
+        initproc tp_init
+        newfunc tp_new
         traverseproc tp_traverse
         iternextfunc tp_iternext
 
@@ -91,6 +96,10 @@ cdef object asyncio_handle = asyncio.Handle
 cdef object asyncio_timer_handle = asyncio.TimerHandle
 cdef object asyncio_task = asyncio.Task
 cdef object asyncio_future = asyncio.Future
+
+cdef tuple no_arguments = ()
+cdef newfunc new_object = (<PyTypeObject *>asyncio_future).tp_new
+cdef initproc initialize = (<PyTypeObject *>asyncio_future).tp_init
 
 cdef double NS_PER_SECOND = 1e9
 cdef double DEADLINE_NS_MAX = 9.2e18  # a double that surely fits into 64 bits
@@ -118,7 +127,7 @@ cdef int run_handle(pr_callback *node) noexcept:
     return 0 if handle._cancelled else handle.run()
 
 
-# Handles are many and short-lived, and while the loop runs nothing that it has scheduled is garbage:
+# Handles are many and short-lived, and what a running loop has scheduled is no garbage:
 # until a handle runs or the run ends, the cyclic garbage collector is spared from looking at it.
 
 cdef int hide_from_collector(Handle handle) except -1:
@@ -400,26 +409,10 @@ cdef class Waiter:
     cdef int resume(self) noexcept:
         """Runs the task that waits: the descriptor is ready, or the wait has lost its meaning."""
         cdef object callback = self.callback
-        cdef PyObject *argument = <PyObject *>self
-        cdef PyObject *result
         if callback is None:
             return 0
         self.callback = None
-        try:
-            if self.loop._debug:  # measured, and named when it is slow
-                self.loop.call_soon(callback, self, context=self.context)
-                return 0
-            result = call_in_context(
-                <PyObject *>self.context, <PyObject *>callback, &argument, 1)
-            if result == NULL:
-                raise_pending()
-            release(result)
-        except (SystemExit, KeyboardInterrupt) as exc:
-            return self.loop.escape(exc)
-        except BaseException as exc:
-            return self.loop.report({
-                'message': f'Exception in callback {callback!r}', 'exception': exc})
-        return 0
+        return self.loop.call_now(callback, self, self.context)
 
     # A future's methods, as far as tasks use them
 
@@ -804,6 +797,10 @@ cdef class LoopCore:
         self.check_usable()
         if self._debug:
             self._check_callback(callback, 'call_soon')
+        if self.catching:
+            self.catching = False
+            self.caught = (callback, args, context)
+            return None  # to a future, which has no use for it
         handle = Handle.__new__(Handle)
         set_up(handle, self, callback, args, context)
         self.queue(handle)
@@ -882,6 +879,54 @@ cdef class LoopCore:
             raise MemoryError
         return 0
 
+    cdef int call_now(self, object callback, object argument, object context) noexcept:
+        """Calls what resumes a task, in an event's callback; returns non-zero to end the turn.
+
+        Where somebody wants to hear of slow callbacks it takes the usual way, on which each is
+        measured and named.
+        """
+        cdef PyObject *argument_pointer = <PyObject *>argument
+        cdef PyObject *result
+        try:
+            if self.measures():
+                self.call_soon(callback, argument, context=context)
+                return 0
+            # No event is any concern of what the task does: another task cannot run inside of it.
+            self.core.in_event = False
+            result = call_in_context(
+                <PyObject *>context, <PyObject *>callback, &argument_pointer, 1)
+            self.core.in_event = True
+            if result == NULL:
+                raise_pending()
+            release(result)
+        except (SystemExit, KeyboardInterrupt) as exc:
+            return self.escape(exc)
+        except BaseException as exc:
+            return self.report({
+                'message': f'Exception in callback {callback!r}', 'exception': exc})
+        return 0
+
+    cdef int end_wait(self, object future) except -1:
+        """Sets a future's result, None: inside of an event, the task that waits for it goes on now.
+
+        The future schedules the task's step with call_soon(), where it is caught.  Raises
+        InvalidStateError where the future has ended.
+        """
+        cdef tuple caught
+        if not self.core.in_event:
+            future.set_result(None)
+            return 0
+        self.catching = True
+        try:
+            future.set_result(None)
+        finally:
+            self.catching = False
+        caught, self.caught = self.caught, None
+        if caught is not None:
+            callback, (argument,), context = caught
+            return self.call_now(callback, argument, context)
+        return 0
+
     def _new_handle(self, callback, tuple args):
         """Return a handle that is not scheduled yet."""
         cdef Handle handle = Handle.__new__(Handle)
@@ -896,7 +941,12 @@ cdef class LoopCore:
 
     def create_future(self):
         """Return an asyncio.Future on this loop."""
-        return asyncio_future(loop=self)
+        # As asyncio.Future(loop=self), without making the arguments each time.
+        if self.future_arguments is None:
+            self.future_arguments = {'loop': self}
+        future = new_object(<PyTypeObject *>asyncio_future, no_arguments, NULL)
+        initialize(future, no_arguments, self.future_arguments)
+        return future
 
     def create_task(self, coro, *, name=None, context=None, **kwargs):
         """Schedule a coroutine and return its asyncio.Task.
@@ -1290,6 +1340,7 @@ cdef class LoopCore:
         for transport in list(self.open_transports):
             transport._loop_closed()
         self.open_transports.clear()
+        self.future_arguments = None
         self.alive = False
         pr_loop_deinit(&self.core)
 

@@ -142,6 +142,7 @@ cdef extern from "pyreactor/loop.h" nogil:
         pr_ready_queue ready
         pr_timer_heap timers
         bint dispatching
+        bint in_event
         char *receive_buffer
         pr_loop_stats stats
     int pr_loop_init(pr_loop *loop, const char *backend_name)

@@ -2,8 +2,10 @@
 
 from cpython.object cimport PyObject
 
+from pyreactor._base_transport cimport BaseTransport, Receiver
 
-cdef class ReaderState:
+
+cdef class ReaderState(Receiver):
     # What asyncio has in the reader's attributes of these names
     cdef public object loop
     cdef public object waiter  # the future of the one who waits for data, or None
@@ -23,15 +25,34 @@ cdef class ReaderState:
     cdef Py_ssize_t chunk_start  # what is before has been read
     cdef bint is_shown
 
+    # Of the reader's protocol: what it has of these names, `writing_paused` as `_paused`
+    cdef public bint writing_paused
+    cdef public bint connection_lost
+    cdef object reference  # a weak one to the reader
+    cdef dict replaced  # methods that bring data, by name; None: none
+
     cdef Py_ssize_t size(self) noexcept
     cdef const char *start(self) noexcept
     cdef Py_ssize_t find(self, bytes separator, Py_ssize_t offset) noexcept
     cdef int feed(self, object data) except -1
+    cdef int pause_if_full(self) except -1
     cdef int append(self, object data) except -1
     cdef int unfold(self) except -1
     cdef bytes take(self, Py_ssize_t size)
-    cdef int wake(self) except -1
+    cdef int wake(self, bint at_once) except -1
     cdef int resume_if_room(self) except -1
+
+
+cdef class WriterState:
+    # What asyncio has in the writer's attributes of these names
+    cdef object any_transport
+    cdef object any_protocol
+    cdef object any_reader
+
+    # The same where they are of pyreactor's kind, or None
+    cdef BaseTransport native_transport
+    cdef ReaderState protocol_state
+    cdef ReaderState reader_state
 
 
 cdef class StreamCoroutine:
@@ -39,6 +60,7 @@ cdef class StreamCoroutine:
     cdef int kind
     cdef object stream  # the reader or writer, held until the end as a frame would
     cdef ReaderState state  # the reader's
+    cdef WriterState writer  # the writer's
     cdef object argument  # as it was given
     cdef Py_ssize_t size  # of read() and readexactly()
 
@@ -70,4 +92,4 @@ cdef class StreamCoroutine:
     cdef int drain(self) except -1
 
 
-cpdef int adopt(object protocol) except -1
+cpdef Receiver adopt(object protocol)

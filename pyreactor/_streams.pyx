@@ -26,8 +26,9 @@ from cpython.long cimport PyLong_AsLongAndOverflow, PyLong_CheckExact
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 
-from pyreactor._base_transport cimport BaseTransport
+from pyreactor._base_transport cimport BaseTransport, Receiver
 from pyreactor._context cimport raise_pending, release
+from pyreactor._loop cimport LoopCore
 
 
 cdef extern from "Python.h":
@@ -66,7 +67,7 @@ cdef Py_ssize_t LIMIT_MAX = PY_SSIZE_T_MAX // 2  # of which the double is still 
 # --- The state of a reader ------------------------------------------------------------------------
 
 @cython.auto_pickle(False)
-cdef class ReaderState:
+cdef class ReaderState(Receiver):
     """What asyncio keeps in a StreamReader's attributes, under their names without `_`."""
 
     @property
@@ -123,7 +124,22 @@ cdef class ReaderState:
         if not data:
             return 0
         self.append(data)
-        self.wake()
+        self.wake(False)
+        return self.pause_if_full()
+
+    cdef bint receive(self, bytes data) except -1:
+        """What a transport has received: as feed(), but the task that waits goes on at once."""
+        if self.replaced is not None or self.is_odd:
+            return False
+        if self.reference() is None:
+            return True  # as asyncio: nobody will ever read it
+        assert not self.eof, 'feed_data after feed_eof'
+        self.append(data)
+        self.pause_if_full()  # before the task looks: it may wait for more than the limit
+        self.wake(True)
+        return True
+
+    cdef int pause_if_full(self) except -1:
         if (self.size() > 2 * self.limit_bytes and not self.paused
                 and self.transport is not None):
             try:
@@ -168,13 +184,16 @@ cdef class ReaderState:
             self.chunk = None
         return data
 
-    cdef int wake(self) except -1:
+    cdef int wake(self, bint at_once) except -1:
         """Ends the wait for data."""
         waiter = self.waiter
         if waiter is not None:
             self.waiter = None
             try:
-                waiter.set_result(None)
+                if at_once and isinstance(self.loop, LoopCore):
+                    (<LoopCore>self.loop).end_wait(waiter)
+                else:
+                    waiter.set_result(None)
             except InvalidStateError:
                 if not waiter.cancelled():
                     raise
@@ -185,6 +204,40 @@ cdef class ReaderState:
             self.paused = False
             self.transport.resume_reading()
         return 0
+
+
+# --- The state of a writer ------------------------------------------------------------------------
+
+@cython.auto_pickle(False)
+cdef class WriterState:
+    """What asyncio keeps in a StreamWriter's attributes, under their names without `_`."""
+
+    @property
+    def transport(self):
+        return self.any_transport
+
+    @transport.setter
+    def transport(self, transport):
+        self.any_transport = transport
+        self.native_transport = transport if isinstance(transport, BaseTransport) else None
+
+    @property
+    def protocol(self):
+        return self.any_protocol
+
+    @protocol.setter
+    def protocol(self, protocol):
+        self.any_protocol = protocol
+        self.protocol_state = protocol._native if type(protocol) is native_protocol else None
+
+    @property
+    def reader(self):
+        return self.any_reader
+
+    @reader.setter
+    def reader(self, reader):
+        self.any_reader = reader
+        self.reader_state = reader._native if type(reader) is native_reader else None
 
 
 # --- What the methods return ----------------------------------------------------------------------
@@ -360,7 +413,8 @@ cdef class StreamCoroutine:
 
     cdef int finish(self) except -1:
         self.finished = True
-        self.awaited = self.stream = self.state = self.argument = self.blocks = None
+        self.awaited = self.stream = self.state = self.writer = None
+        self.argument = self.blocks = None
         return 0
 
     cdef int stop_waiting(self) except -1:
@@ -498,18 +552,13 @@ cdef class StreamCoroutine:
 
     cdef int drain(self) except -1:
         """drain(), where nothing is in its way; any error and any waiting is asyncio's."""
-        writer = self.stream
-        reader = writer._reader
-        if type(reader) is native_reader and (<ReaderState>reader._native).exception is None:
-            protocol = writer._protocol
-            transport = writer._transport
-            if isinstance(transport, BaseTransport):
-                is_closing = (<BaseTransport>transport)._closing
-            else:
-                is_closing = transport.is_closing()
-            if (not is_closing and type(protocol) is native_protocol and not protocol._paused
-                    and not protocol._connection_lost):
-                return 1
+        cdef WriterState writer = self.writer
+        if (writer.native_transport is not None and not writer.native_transport._closing
+                and writer.reader_state is not None and writer.reader_state.exception is None
+                and writer.protocol_state is not None
+                and not writer.protocol_state.writing_paused
+                and not writer.protocol_state.connection_lost):
+            return 1
         return self.delegate()
 
 
@@ -558,17 +607,51 @@ cdef bint get_size(object n, Py_ssize_t *size) noexcept:
 
 @cython.auto_pickle(False)
 cdef class StateAttribute:
-    """A reader's attribute that is kept in its ReaderState."""
+    """An attribute that is kept in the state in C, `_native`."""
     cdef str name
 
     def __init__(self, name):
         self.name = name
 
-    def __get__(self, reader, owner):
-        return self if reader is None else getattr(reader._native, self.name)
+    def __get__(self, instance, owner):
+        return self if instance is None else getattr(instance._native, self.name)
 
-    def __set__(self, reader, value):
-        setattr(reader._native, self.name, value)
+    def __set__(self, instance, value):
+        setattr(instance._native, self.name, value)
+
+
+@cython.auto_pickle(False)
+cdef class ReceivingMethod:
+    """A method that brings data, and which a transport calls only where it was replaced.
+
+    That is: where a user has put another function into an instance's attribute.
+    """
+    cdef str name
+    cdef object function
+
+    def __init__(self, function):
+        self.name = function.__name__
+        self.function = function
+
+    def __get__(self, instance, owner):
+        cdef ReaderState state
+        if instance is None:
+            return self.function
+        state = instance._native
+        if state.replaced is not None and self.name in state.replaced:
+            return state.replaced[self.name]
+        return types.MethodType(self.function, instance)
+
+    def __set__(self, instance, value):
+        cdef ReaderState state = instance._native
+        state.replaced = {**(state.replaced or {}), self.name: value}
+
+    def __delete__(self, instance):
+        cdef ReaderState state = instance._native
+        if state.replaced is None or self.name not in state.replaced:
+            raise AttributeError(self.name)
+        del state.replaced[self.name]
+        state.replaced = state.replaced or None
 
 
 class StreamReader(asyncio.StreamReader):
@@ -626,15 +709,27 @@ class StreamReader(asyncio.StreamReader):
 class StreamWriter(asyncio.StreamWriter):
     """An asyncio.StreamWriter on a transport of pyreactor."""
 
+    _transport = StateAttribute('transport')
+    _protocol = StateAttribute('protocol')
+    _reader = StateAttribute('reader')
+
+    def write(self, data):
+        cdef WriterState state = self._native
+        state.any_transport.write(data)
+
     def drain(self):
         cdef StreamCoroutine coroutine = StreamCoroutine.__new__(StreamCoroutine)
         coroutine.kind = DRAIN
         coroutine.stream = self
+        coroutine.writer = self._native
         return coroutine
 
 
 class StreamReaderProtocol(asyncio.StreamReaderProtocol):
     """asyncio's protocol between a transport of pyreactor and a StreamReader."""
+
+    _paused = StateAttribute('writing_paused')
+    _connection_lost = StateAttribute('connection_lost')
 
     def connection_made(self, transport):
         callback = self._client_connected_cb
@@ -662,7 +757,15 @@ cdef object native_protocol = StreamReaderProtocol
 
 def call_with_native_writer(callback, reader, writer):
     """Call a server's client_connected_cb with the writer that its protocol has just made."""
+    cdef WriterState state
+    cdef dict attributes
     if type(writer) is asyncio_writer:
+        attributes = writer.__dict__
+        state = WriterState.__new__(WriterState)
+        state.transport = attributes.pop('_transport')
+        state.protocol = attributes.pop('_protocol')
+        state.reader = attributes.pop('_reader')
+        writer._native = state
         writer.__class__ = native_writer
     return callback(reader, writer)
 
@@ -672,7 +775,7 @@ cdef dict REPLACED = {
     asyncio_reader: (
         'exception', 'at_eof', 'feed_data', 'read', 'readline', 'readuntil', 'readexactly',
         '__anext__', '_wait_for_data', '_wakeup_waiter', '_maybe_resume_transport'),
-    asyncio_writer: ('drain',),
+    asyncio_writer: ('write', 'drain'),
     asyncio_protocol: ('connection_made', 'data_received', '_drain_helper'),
 }
 cdef list ORIGINALS = [
@@ -692,6 +795,8 @@ def _finish_classes():
 
 
 _finish_classes()
+StreamReader.feed_data = ReceivingMethod(StreamReader.feed_data)
+StreamReaderProtocol.data_received = ReceivingMethod(StreamReaderProtocol.data_received)
 
 
 cdef bint is_patched() except -1:
@@ -702,19 +807,19 @@ cdef bint is_patched() except -1:
     return False
 
 
-cpdef int adopt(object protocol) except -1:
+cpdef Receiver adopt(object protocol):
     """Give a stream protocol and its reader the native methods, before connection_made().
 
-    Does nothing unless both are exactly asyncio's own: what a program derives from these or
-    changes in them stays as it is.
+    Returns what takes the reader's data, or None: nothing is done unless both are exactly asyncio's
+    own, and what a program derives from these or changes in them stays as it is.
     """
     cdef ReaderState state
     cdef dict attributes
     if type(protocol) is not asyncio_protocol:
-        return 0
+        return None
     reader = protocol._stream_reader
     if type(reader) is not asyncio_reader or is_patched():
-        return 0
+        return None
     attributes = reader.__dict__
     state = ReaderState.__new__(ReaderState)
     state.loop = attributes.pop('_loop')
@@ -726,7 +831,11 @@ cpdef int adopt(object protocol) except -1:
     state.exception = attributes.pop('_exception')
     state.transport = attributes.pop('_transport')
     state.paused = attributes.pop('_paused')
-    reader._native = state
+    state.reference = protocol._stream_reader_wr
+    attributes = protocol.__dict__
+    state.writing_paused = attributes.pop('_paused')
+    state.connection_lost = attributes.pop('_connection_lost')
+    reader._native = protocol._native = state
     reader.__class__ = native_reader
     protocol.__class__ = native_protocol
-    return 0
+    return state

@@ -226,7 +226,7 @@ cdef class TLSTransport(BaseTransport):
 
     def set_protocol(self, protocol):
         """Give what comes from now on to `protocol`, a Protocol or a BufferedProtocol."""
-        adopt(protocol)
+        self.receiver = adopt(protocol)
         self._protocol = protocol
         self.buffered = isinstance(protocol, asyncio_buffered_protocol)
 
@@ -314,7 +314,8 @@ cdef class TLSTransport(BaseTransport):
                 if not PyBytes_GET_SIZE(data):
                     self.peer_ended()
                     break
-                self.tell('data_received', <PyObject *>data)
+                if self.receiver is None or not self.receiver.receive(data):
+                    self.tell('data_received', <PyObject *>data)
             self.send_output()  # an answer to a key update, for instance
         except (SystemExit, KeyboardInterrupt):
             raise

@@ -44,4 +44,5 @@ cdef class StreamTransport(WritingTransport):
     cdef int leave_server(self) except -1
     cdef int connect(self) except -1
     cdef int finish_sending(self) except -1
+    cdef int give_receiver(self, bytes data) noexcept
     cdef take_back_buffer(self)

@@ -72,6 +72,9 @@ cdef object any_size = -1  # get_buffer()'s size hint: none
 cdef int DROPPED_WRITES_LOGGED = constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES
 cdef Py_ssize_t COPIED_BYTES_MAX = 16 * 1024  # more is offered to the kernel before it is copied
 
+cdef enum:
+    NOT_TAKEN = -1
+
 cdef str READ_FAILED = 'Fatal read error on socket transport'
 cdef str WRITE_FAILED = 'Fatal write error on socket transport'
 
@@ -92,8 +95,14 @@ cdef int on_received(pr_stream *stream, const char *data, size_t size) noexcept:
     cdef StreamTransport self = owner_of(stream)
     cdef PyObject *payload = new_bytes(data, <Py_ssize_t>size)
     cdef PyObject *result
+    cdef int status = NOT_TAKEN
     if payload == NULL:
         return self.fail_with_pending(READ_FAILED)
+    if self.receiver is not None:
+        status = self.give_receiver(<bytes>payload)
+    if status != NOT_TAKEN:
+        release(payload)
+        return status
     result = self.call('data_received', payload)
     release(payload)
     if result == NULL:
@@ -529,7 +538,7 @@ cdef class StreamTransport(WritingTransport):
 
     def set_protocol(self, protocol):
         """Give what comes from now on to `protocol`, a Protocol or a BufferedProtocol."""
-        adopt(protocol)
+        self.receiver = adopt(protocol)
         self._protocol = protocol
         if isinstance(protocol, BaseTransport):
             self.stream.handler = &upper_transport_handler
@@ -549,6 +558,15 @@ cdef class StreamTransport(WritingTransport):
     def resume_reading(self):
         """Undo pause_reading()."""
         self.resume()
+
+    cdef int give_receiver(self, bytes data) noexcept:
+        """Gives bytes to what takes them in C; returns as on_received(), or NOT_TAKEN."""
+        try:
+            if not self.receiver.receive(data):
+                return NOT_TAKEN
+            return self._loop.escaping is not None
+        except BaseException as exc:
+            return self.give_up(exc, 'Fatal error: protocol.data_received() call failed.')
 
     cdef take_back_buffer(self):
         if self.lending:

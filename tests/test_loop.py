@@ -366,6 +366,36 @@ def test_running_lets_go_of_callback_and_arguments(loop, schedule):
     assert gone() is None
 
 
+@pytest.mark.parametrize("schedule", ["call_soon", "call_later", "call_soon_threadsafe"])
+@pytest.mark.parametrize("end", ["run", "cancel", "end the run", "close"])
+def test_a_kept_handle_is_no_leak(loop, schedule, end):
+    class Owner:
+        def __init__(self):
+            delay = (NEVER if end == "end the run" else 0,) if schedule == "call_later" else ()
+            self.handle = getattr(loop, schedule)(*delay, self.callback)
+
+        def callback(self):
+            pass
+
+    kept = []
+    loop.call_soon(lambda: kept.append(Owner()))  # while the loop runs
+    if end != "run":
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+    else:
+        run_turns(loop, 4)
+    gone = weakref.ref(kept[0])
+    if end == "cancel":
+        kept[0].handle.cancel()
+    if end in ("close", "end the run"):
+        loop.close()
+    kept.clear()
+    if end == "cancel":
+        run_turns(loop, 2)
+    gc.collect()
+    assert gone() is None
+
+
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="Handle.get_context() is new in 3.12")
 def test_a_handle_tells_its_context(loop):
     context = contextvars.copy_context()

@@ -669,6 +669,84 @@ async def test_methods_put_into_an_instance_are_called(loop, pair):
     await finish(writer)
 
 
+async def test_methods_are_asyncios_again_when_they_are_taken_out_of_an_instance(loop, pair):
+    near, far = pair
+    reader, writer = await asyncio.open_connection(sock=near)
+    protocol = writer.transport.get_protocol()
+    received = []
+    protocol.data_received = received.append
+    far.sendall(b"one")
+    while not received:
+        await asyncio.sleep(0)
+    del protocol.data_received
+    far.sendall(b"two")
+    assert await reader.readexactly(3) == b"two" and received == [b"one"]
+    with pytest.raises(AttributeError):
+        del protocol.data_received
+    await finish(writer)
+
+
+@pytest.mark.pyreactor_only
+async def test_data_resumes_the_task_that_waits_in_the_same_turn(loop, pair):
+    near, far = pair
+    reader, writer = await asyncio.open_connection(sock=near)
+    turns_before = None
+
+    async def read():
+        await reader.read(10)
+        return loop.metrics().turns
+
+    reading = asyncio.create_task(read())
+    await turns()
+    far.sendall(b"data")
+    loop.call_soon(loop.call_soon, lambda: None)
+    turns_before = loop.metrics().turns
+    assert await reading - turns_before <= 1
+    await finish(writer)
+
+
+async def test_a_task_cancelled_by_what_came_before_its_data_loses_nothing(loop, pair):
+    near, far = pair
+    reader, writer = await asyncio.open_connection(sock=near)
+    reading = asyncio.create_task(reader.read(10))
+    await turns()
+    far.sendall(b"data")
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert await reader.read(10) == b"data"
+    await finish(writer)
+
+
+async def test_a_writer_follows_the_transport_and_reader_it_is_given(loop):
+    done = loop.create_future()
+
+    async def serve(reader, writer):
+        other = mock.Mock()
+        other.is_closing.return_value = False
+        own, writer._transport = writer._transport, other
+        writer.write(b"to the other")
+        await writer.drain()
+        other.write.assert_called_once_with(b"to the other")
+        assert writer.transport is other
+        writer._transport = own
+        own_reader, writer._reader = writer._reader, None
+        await writer.drain()
+        writer._reader = own_reader
+        own_reader.set_exception(ValueError("of the reader"))
+        try:
+            with pytest.raises(ValueError, match="of the reader"):
+                await writer.drain()
+        finally:
+            await finish(writer)
+            done.set_result(None)
+
+    async with serving(serve) as address:
+        _, writer = await asyncio.open_connection(*address)
+        await done
+        await finish(writer)
+
+
 @pytest.mark.pyreactor_only
 async def test_connections_get_the_native_classes(loop):
     kinds = loop.create_future()

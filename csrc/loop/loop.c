@@ -258,6 +258,7 @@ static int dispatch_received(struct pr_loop *loop, const struct pr_ready_event *
 static int dispatch_events(struct pr_loop *loop)
 {
     int result = 0;
+    loop->in_event = true;
     while (loop->event_next < loop->event_count && !result) {
         const struct pr_ready_event *event = &loop->events[loop->event_next++];
         pr_counter_add(&loop->stats.events, 1);
@@ -270,6 +271,7 @@ static int dispatch_events(struct pr_loop *loop)
         else
             result = dispatch_event(loop, event);
     }
+    loop->in_event = false;
     return result;
 }
 

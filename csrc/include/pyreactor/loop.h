@@ -47,6 +47,7 @@ struct pr_loop {
     struct pr_watch wakeup_watch;
     struct pr_flush flushes; /* list head */
     bool dispatching;        /* a callback may be running */
+    bool in_event;           /* it is an event's */
     bool running;            /* turns follow each other: see pr_loop_end_run() */
 
     int64_t now_ns;    /* read once a turn, in prepare, and once more after a sleep */
