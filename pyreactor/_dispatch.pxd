@@ -1,5 +1,7 @@
 # What the dispatchers are made of; see dispatchers.py for how they are put together.
 
+from libc.stdint cimport int64_t
+
 from pyreactor._demux cimport DemultiplexerCore
 from pyreactor._native cimport (
     pr_event,
@@ -25,18 +27,19 @@ cdef class Timer:
     cdef object number     # the timer_id of its events
     cdef object handler    # None once it is over
     cdef readonly object data
-    cdef object interval_ns  # None: once
+    cdef int64_t interval_ns  # 0: once
 
 
 cdef class HandleSetCore:
     cdef pr_handle_set core
+    cdef bint made  # the core is to be freed
     cdef bint open
 
     # What the set refers to
     cdef DemultiplexerCore demultiplexer
     cdef TraceCore trace_core
 
-    # Descriptor -> (generation, handler, file object); timer number -> Timer
+    # Generation -> (descriptor, handler, file object); timer number -> Timer
     cdef object changes  # a lock: what is bound and what the core knows change together
     cdef dict bindings
     cdef dict timers
@@ -50,14 +53,19 @@ cdef class HandleSetCore:
     cdef readonly object on_error  # (handler, exception) of a handler that raised
 
     cdef int check(self) except -1
+    cdef int check_result(self, int64_t result, object fd) except -1
+    cdef object report(self, handler, BaseException exc)
     cdef int handle(self, pr_event *event, pr_transfer *transfer) except -1
     cdef int handle_timer(self, pr_event *event) except -1
     cdef int handle_descriptor(
         self, pr_event *event, tuple binding, pr_transfer *transfer) except -1
-    cdef object receive(self, int fd, object handler, pr_transfer *transfer)
-    cdef object reply(self, int fd, object answer, bint last)
+    cdef tuple binding(self, generation)
+    cdef int64_t write(self, int fd, const unsigned char[::1] data) except? -1
+    cdef object end_timer(self, Timer timer)
+    cdef bint receive(self, int fd, object handler, pr_transfer *transfer) except -1
+    cdef bint reply(self, int fd, object answer, bint last) except -1
     cdef int handle_signals(self, pr_event *event) except -1
-    cdef int unbind(self, int fd, object generation) except -1
+    cdef object unbind(self, object generation)
 
 
 cdef class Member:

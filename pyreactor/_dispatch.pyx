@@ -5,10 +5,11 @@ Waiting, queueing and handing over happen in C without the GIL; handlers are cal
 """
 
 import errno
+import logging
 import threading
 from collections import namedtuple
 
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport INT64_MAX, int64_t, uint32_t
 from libc.stdlib cimport calloc, free
 
 from pyreactor._demux cimport DemultiplexerCore, timeout_ns_of
@@ -24,11 +25,15 @@ from pyreactor._native cimport (
     PR_WRITABLE,
     pr_event,
     pr_handle_set_cancel_timer,
+    pr_handle_set_close,
     pr_handle_set_close_when_written,
     pr_handle_set_complete,
     pr_handle_set_deinit,
+    pr_handle_set_drop,
+    pr_handle_set_has,
     pr_handle_set_init,
     pr_handle_set_is_wanted,
+    pr_handle_set_let_waiter_add,
     pr_handle_set_modify,
     pr_handle_set_read_stats,
     pr_handle_set_register,
@@ -44,6 +49,7 @@ from pyreactor._native cimport (
     pr_loop_place,
     pr_member_init,
     pr_now_ns,
+    pr_pump_deinit,
     pr_pump_next,
     pr_pump_stop,
     pr_pump_take,
@@ -60,6 +66,7 @@ from pyreactor._native cimport (
     pr_thread_set_deinit,
     pr_thread_set_delegate,
     pr_thread_set_init,
+    pr_thread_set_interrupt,
     pr_thread_set_join,
     pr_thread_set_leave,
     pr_thread_set_next,
@@ -92,6 +99,8 @@ ACTIONS = (
 ROLES = ('application', 'main', 'worker', 'async', 'sync', 'member', 'loop')
 STATES = ('FOLLOWER', 'LEADER', 'PROCESSING')
 
+cdef object log = logging.getLogger('pyreactor')
+
 
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident() nogil
@@ -108,6 +117,17 @@ Completion.__doc__ = """A finished read: the bytes, the OSError that ended it or
 the peer sends no more."""
 
 
+cdef int64_t after(int64_t time_ns, int64_t delay_ns) noexcept:
+    """The time that is so much later, or the end of time."""
+    return time_ns + delay_ns if delay_ns < INT64_MAX - time_ns else INT64_MAX
+
+
+cdef int64_t delay_ns_of(object seconds) except -1:
+    if seconds is None:
+        raise TypeError('a delay in seconds was expected, got None')
+    return timeout_ns_of(seconds)
+
+
 class NotLeaderError(RuntimeError):
     """Only the leader may do this."""
 
@@ -115,6 +135,17 @@ class NotLeaderError(RuntimeError):
 def set_role(str role):
     """Say what the calling thread is, for the trace.  Any thread."""
     pr_trace_set_role(<pr_role><int>ROLES.index(role))
+
+
+cdef bint is_answer(given, wanted) except -1:
+    """Whether a handler has answered so; what it may answer besides need not be comparable."""
+    return isinstance(given, int) and int.__eq__(given, wanted) is True
+
+
+cdef int raise_if(object exception) except -1:
+    if exception is not None:
+        raise exception
+    return 0
 
 
 cdef class TraceCore:
@@ -172,7 +203,6 @@ cdef class HandleSetCore:
         on_error
     ):
         demultiplexer.check()
-        self.demultiplexer = demultiplexer
         self.trace_core = trace
         self.on_error = on_error
         self.changes = threading.RLock()
@@ -181,157 +211,182 @@ cdef class HandleSetCore:
         self.last_timer = 0
         self.signal_handlers = {}
         pr_handle_set_init(&self.core, demultiplexer.demux, &trace.core, events_per_wait)
-        self.open = True
+        self.made = self.open = True
+        self.demultiplexer = demultiplexer
         demultiplexer.lent_to = self
 
     def __dealloc__(self):
-        if self.open:
+        if self.has_signals:
+            pr_signal_source_deinit(&self.signals)
+        if self.made:
             pr_handle_set_deinit(&self.core)
-            if self.has_signals:
-                pr_signal_source_deinit(&self.signals)
 
     cdef int check(self) except -1:
         if not self.open:
             raise ValueError('the handle set is closed')
         return 0
 
+    cdef int check_result(self, int64_t result, object fd) except -1:
+        """Raises what a function of the core has returned."""
+        if result >= 0:
+            return 0
+        if result == -errno.ESHUTDOWN:
+            raise ValueError('the handle set is closed')
+        if result == -errno.ENOENT:
+            raise KeyError(f'descriptor {fd} is not registered')
+        if result == -errno.EEXIST:
+            raise KeyError(f'descriptor {fd} is already registered')
+        return raise_errno(<int>result)
+
+    cdef object report(self, handler, BaseException exc):
+        """Tells the hook what a handler has raised.  Returns what is to be raised, once the event
+        is over: an interrupt of the main thread, or None."""
+        cdef bint is_main = PyThread_get_thread_ident() == threading.main_thread().ident
+        if is_main and isinstance(exc, (KeyboardInterrupt, SystemExit)):
+            return exc
+        try:
+            self.on_error(handler, exc)
+        except BaseException as failure:
+            if is_main and isinstance(failure, (KeyboardInterrupt, SystemExit)):
+                return failure
+            failure.__context__ = exc
+            log.error('on_error() raised, told of %r', handler, exc_info=failure)
+        return None
+
+    def _report(self, handler, BaseException exc):
+        """Tell the hook of an error; raises an interrupt of the main thread."""
+        raise_if(self.report(handler, exc))
+
     def _register(self, int fd, handler, fileobj, uint32_t wanted, uint32_t flags):
         cdef uint32_t generation = 0
-        cdef int error
-        self.check()
-        # The binding is there before the first event can come, without its generation: whoever
-        # comes too early finds it complete a moment later, with the lock.
+        # Whoever has the first event finds the binding, with the lock.
         with self.changes:
-            error = pr_handle_set_register(&self.core, fd, wanted, flags, &generation)
-            if error == -errno.EEXIST:
-                raise KeyError(f'descriptor {fd} is already registered')
-            if error < 0:
-                raise_errno(error)
-            self.bindings[fd] = (generation, handler, fileobj)
+            self.check()
+            self.check_result(
+                pr_handle_set_register(&self.core, fd, wanted, flags, &generation), fd)
+            self.bindings[generation] = (fd, handler, fileobj)
 
     def _remove(self, int fd):
         """Remove a handle; its handler's handle_close() is called, now or when it has returned."""
-        cdef int result
-        self.check()
-        binding = self._binding(fd)
-        result = pr_handle_set_remove(&self.core, fd)
-        if result < 0:
-            raise KeyError(f'descriptor {fd} is not registered')
-        if result == 0 and binding is not None:
-            self.unbind(fd, binding[0])
+        cdef uint32_t generation = 0
+        cdef int result = pr_handle_set_remove(&self.core, fd, &generation)
+        self.check_result(result, fd)
+        if result == 0:
+            raise_if(self.unbind(generation))
 
-    def _remove_all(self):
-        """Remove every handle, when no thread handles events any more: also those whose events
-        nobody came for."""
-        self.check()
-        for fd, binding in list(self.bindings.items()):
-            pr_handle_set_remove(&self.core, fd)
-            self.unbind(fd, binding[0])
-
-    def _binding(self, int fd):
+    cdef tuple binding(self, generation):
         with self.changes:
-            return self.bindings.get(fd)
+            return self.bindings.get(generation)
+
+    def _has(self, int fd):
+        return pr_handle_set_has(&self.core, fd)
 
     def _bound(self):
-        return list(self.bindings)
+        with self.changes:
+            return [binding[:2] for binding in self.bindings.values()]
+
+    def _let_waiter_add(self):
+        pr_handle_set_let_waiter_add(&self.core)
 
     def _modify(self, int fd, uint32_t wanted):
-        self.check()
-        self._raise_unless_found(pr_handle_set_modify(&self.core, fd, wanted), fd)
+        self.check_result(pr_handle_set_modify(&self.core, fd, wanted), fd)
 
     def _suspend(self, int fd):
-        self.check()
-        self._raise_unless_found(pr_handle_set_suspend(&self.core, fd), fd)
+        self.check_result(pr_handle_set_suspend(&self.core, fd), fd)
 
     def _resume(self, int fd):
-        self.check()
-        self._raise_unless_found(pr_handle_set_resume(&self.core, fd), fd)
+        self.check_result(pr_handle_set_resume(&self.core, fd), fd)
 
-    def _write(self, int fd, const unsigned char[::1] data not None):
-        self.check()
-        cdef const char *bytes = <const char *>&data[0] if data.shape[0] else NULL
-        cdef int64_t unsent = pr_handle_set_write(&self.core, fd, bytes, <size_t>data.shape[0])
-        self._raise_unless_found(unsent, fd)
+    def _write(self, int fd, data not None):
+        cdef int64_t unsent = self.write(fd, data)
+        self.check_result(unsent, fd)
         return unsent
 
+    cdef int64_t write(self, int fd, const unsigned char[::1] data) except? -1:
+        cdef const char *bytes = <const char *>&data[0] if data.shape[0] else NULL
+        return pr_handle_set_write(&self.core, fd, bytes, <size_t>data.shape[0])
+
     def _report_written(self, int fd, bint reading):
-        self.check()
-        self._raise_unless_found(pr_handle_set_report_written(&self.core, fd, reading), fd)
+        self.check_result(pr_handle_set_report_written(&self.core, fd, reading), fd)
 
-    def _raise_unless_found(self, int64_t error, int fd):
-        if error == -errno.ENOENT:
-            raise KeyError(f'descriptor {fd} is not registered')
-        if error < 0:
-            raise_errno(<int>error)
-
-    cdef int unbind(self, int fd, object generation) except -1:
-        """Forgets the binding of a handle that is out of the set, and has its handler close it."""
+    cdef object unbind(self, object generation):
+        """Forgets the binding of a handle that is out of the set, and has its handler close it.
+        Returns what is to be raised, or None."""
+        interrupt = None
         with self.changes:
-            binding = self.bindings.get(fd)
-            if binding is None or binding[0] != generation:
-                return 0
-            del self.bindings[fd]
-        handler = binding[1]
+            binding = self.bindings.pop(generation, None)
+        if binding is None:
+            return None
+        fd, handler, _ = binding
         try:
             handler.handle_close(fd)
         except BaseException as exc:
-            self.on_error(handler, exc)
+            interrupt = self.report(handler, exc)
         handler._unbind(self)
-        return 0
+        return interrupt
 
     # --- Timers -----------------------------------------------------------------------------------
 
     def _schedule(self, handler, delay, interval, data):
         cdef Timer timer = Timer()
-        cdef int error
-        self.check()
+        cdef int64_t delay_ns = delay_ns_of(delay)
+        cdef int64_t interval_ns = 0 if interval is None else delay_ns_of(interval)
+        if interval is not None and interval_ns == 0:
+            raise ValueError('an interval is longer than nothing')
+        timer.handler = handler
+        timer.data = data
+        timer.interval_ns = interval_ns
+        timer.core.heap_index = PR_TIMER_IDLE
+        timer.core.deadline_ns = after(pr_now_ns(), delay_ns)
         with self.changes:
             self.last_timer += 1
             timer.number = self.last_timer
-        timer.handler = handler
-        timer.data = data
-        timer.interval_ns = None if interval is None else max(1, timeout_ns_of(interval))
-        timer.core.heap_index = PR_TIMER_IDLE
-        timer.core.callback.owner = <void *><size_t>timer.number
-        timer.core.deadline_ns = pr_now_ns() + max(0, timeout_ns_of(delay))
-        self.timers[timer.number] = timer
-        error = pr_handle_set_start_timer(&self.core, &timer.core)
-        if error < 0:
-            del self.timers[timer.number]
-            raise_errno(error)
+            timer.core.callback.owner = <void *><size_t>timer.number
+            self.check_result(pr_handle_set_start_timer(&self.core, &timer.core), None)
+            self.timers[timer.number] = timer
         return timer
 
     def _cancel(self, Timer timer not None):
         """Cancel a timer.  Returns whether its handler would have been called."""
         self.check()
-        pr_handle_set_cancel_timer(&self.core, &timer.core)
+        with self.changes:
+            if self.timers.get(timer.number) is not timer:
+                return False
+            pr_handle_set_cancel_timer(&self.core, &timer.core)
+            self.end_timer(timer)
+        return True
+
+    cdef object end_timer(self, Timer timer):
+        """Forgets a timer that is in no heap.  With the lock."""
         timer.handler = None
-        return self.timers.pop(timer.number, None) is not None
+        del self.timers[timer.number]
 
     cdef int handle_timer(self, pr_event *event) except -1:
-        cdef Timer timer = self.timers.get(event.timer_id)
-        if timer is None:
-            return 0  # cancelled
-        handler = timer.handler
-        if timer.interval_ns is None:
-            if self.timers.pop(timer.number, None) is None:
-                return 0
-            timer.handler = None
+        cdef Timer timer
+        interrupt = None
+        with self.changes:
+            timer = self.timers.get(event.timer_id)
+            if timer is None:
+                return 0  # cancelled
+            handler = timer.handler
+            if timer.interval_ns == 0:
+                self.end_timer(timer)
         try:
-            answer = handler.handle_timeout(timer)
+            closes = is_answer(handler.handle_timeout(timer), CLOSE)
         except BaseException as exc:
-            self.on_error(handler, exc)
-            answer = CLOSE
-        if timer.interval_ns is None:
-            return 0
-        if answer == CLOSE:
-            self.timers.pop(timer.number, None)
-            timer.handler = None
-        if timer.number in self.timers:
-            # From when it was due, so that it does not drift; a time that is over is left out.
-            timer.core.deadline_ns = max(
-                pr_now_ns(), timer.core.deadline_ns + <int64_t>timer.interval_ns)
-            pr_handle_set_start_timer(&self.core, &timer.core)
+            interrupt = self.report(handler, exc)
+            closes = True
+        if timer.interval_ns != 0:
+            with self.changes:
+                if timer.number in self.timers and closes:
+                    self.end_timer(timer)
+                elif timer.number in self.timers:
+                    # From when it was due, so that it does not drift; what is over is left out.
+                    timer.core.deadline_ns = max(
+                        pr_now_ns(), after(timer.core.deadline_ns, timer.interval_ns))
+                    if pr_handle_set_start_timer(&self.core, &timer.core) < 0:
+                        self.end_timer(timer)
+        raise_if(interrupt)
         return 0
 
     # --- Signals ----------------------------------------------------------------------------------
@@ -371,6 +426,7 @@ cdef class HandleSetCore:
     cdef int handle_signals(self, pr_event *event) except -1:
         cdef int numbers[SIGNALS_PER_READ]
         cdef int count, i
+        interrupt = None
         while True:
             count = pr_signal_source_read(&self.signals, numbers, SIGNALS_PER_READ)
             for i in range(count):
@@ -380,10 +436,11 @@ cdef class HandleSetCore:
                 try:
                     handler.handle_signal(numbers[i])
                 except BaseException as exc:
-                    self.on_error(handler, exc)
+                    interrupt = self.report(handler, exc) or interrupt
             if count < SIGNALS_PER_READ:
                 break
         pr_handle_set_complete(&self.core, event)
+        raise_if(interrupt)
         return 0
 
     # --- Events -----------------------------------------------------------------------------------
@@ -396,8 +453,8 @@ cdef class HandleSetCore:
         if self.has_signals and event.fd == self.signals.fd:
             pr_trace_note(&self.trace_core.core, PR_ACTION_HANDLE, event.fd, event.events)
             return self.handle_signals(event)
-        binding = self._binding(event.fd)
-        if binding is not None and binding[0] == event.generation:
+        binding = self.binding(event.generation)
+        if binding is not None:
             return self.handle_descriptor(event, binding, transfer)
         pr_handle_set_complete(&self.core, event)
         return 0
@@ -405,49 +462,50 @@ cdef class HandleSetCore:
     cdef int handle_descriptor(
         self, pr_event *event, tuple binding, pr_transfer *transfer
     ) except -1:
-        cdef int result
         handler = binding[1]
-        answer = None
+        closes = False
+        interrupt = None
         if pr_handle_set_is_wanted(&self.core, event):
             pr_trace_note(&self.trace_core.core, PR_ACTION_HANDLE, event.fd, event.events)
             try:
                 if transfer != NULL:
-                    answer = self.receive(event.fd, handler, transfer)
+                    closes = self.receive(event.fd, handler, transfer)
                 elif event.events == 0:
-                    answer = CLOSE  # all is written, or the channel cannot be waited for
+                    closes = True  # all is written, or the handle cannot be waited for
                 elif handler._is_channel:
-                    answer = self.reply(event.fd, handler.handle_write(event.fd), False)
+                    closes = self.reply(event.fd, handler.handle_write(event.fd), False)
                 else:
-                    answer = handler.handle_event(event.fd, event.events)
+                    closes = is_answer(handler.handle_event(event.fd, event.events), CLOSE)
             except BaseException as exc:
-                self.on_error(handler, exc)
-                answer = CLOSE
-            if answer == CLOSE:
-                pr_handle_set_remove(&self.core, event.fd)
-        result = pr_handle_set_complete(&self.core, event)
-        if result < 0:  # closed by somebody else
-            pr_handle_set_remove(&self.core, event.fd)
-        if result != 0:
-            self.unbind(event.fd, binding[0])
+                interrupt = self.report(handler, exc)
+                closes = True
+            if closes:
+                pr_handle_set_drop(&self.core, event)
+        if pr_handle_set_complete(&self.core, event) != 0:
+            interrupt = self.unbind(event.generation) or interrupt
+        raise_if(interrupt)
         return 0
 
-    cdef object receive(self, int fd, object handler, pr_transfer *transfer):
-        """Gives a finished read to its handler, and writes what that answers."""
+    cdef bint receive(self, int fd, object handler, pr_transfer *transfer) except -1:
+        """Gives a finished read to its handler, and writes what that answers.  Returns whether the
+        handle is to be closed."""
         error = errno_exception(transfer.error) if transfer.error else None
         data = transfer.data[:transfer.size]
         answer = handler.handle_read(Completion(fd, data, error, bool(transfer.ended)))
-        answer = self.reply(fd, answer, transfer.ended and answer != KEEP)
-        return CLOSE if transfer.error else answer
+        closes = self.reply(fd, answer, transfer.ended and not is_answer(answer, KEEP))
+        return closes or transfer.error
 
-    cdef object reply(self, int fd, object answer, bint last):
-        """Writes what the handler of a channel answers, and sees to its end."""
-        if isinstance(answer, int):
-            last = last or answer == CLOSE
-        elif answer:
-            self._write(fd, answer)
-        if last:
-            return None if pr_handle_set_close_when_written(&self.core, fd) else CLOSE
-        return None
+    cdef bint reply(self, int fd, object answer, bint last) except -1:
+        """Writes what the handler of a channel answers.  Returns whether the handle is to be
+        closed now; after the `last` answer it is closed when all is written."""
+        cdef int64_t unsent
+        if answer is not None and not isinstance(answer, int):
+            unsent = self.write(fd, answer)
+            if unsent != -errno.ENOENT:  # removed meanwhile: nobody is there to be answered
+                self.check_result(unsent, fd)
+        if last or is_answer(answer, CLOSE):
+            return not pr_handle_set_close_when_written(&self.core, fd)
+        return False
 
     def _wait(self, timeout):
         """Wait for one event: (fd, generation, events, timer number), or None."""
@@ -463,8 +521,8 @@ cdef class HandleSetCore:
                 return event.fd, event.generation, event.events, event.timer_id
             if result == -errno.EBUSY:
                 raise NotLeaderError('another thread waits on this handle set')
-            if result < 0 and result != -errno.EINTR:
-                raise_errno(result)
+            if result != -errno.EINTR:
+                self.check_result(result, None)
             PyErr_CheckSignals()
             if timeout_ns >= 0:
                 timeout_ns = max(<int64_t>0, deadline_ns - pr_now_ns())
@@ -487,18 +545,28 @@ cdef class HandleSetCore:
         return bool(self.open)
 
     def _wake(self):
-        self.check()
         pr_handle_set_wake(&self.core)
 
     def _close(self):
-        """Free it, when no thread uses it any more; handles have been removed before."""
-        if self.open:
-            self.open = False
-            if self.has_signals:
-                self.has_signals = False
-                pr_signal_source_deinit(&self.signals)
-            pr_handle_set_deinit(&self.core)
-            self.demultiplexer.lent_to = None
+        """Remove what is registered, also where nobody came for its event, and free the set; when
+        no thread waits or handles events any more."""
+        cdef uint32_t removed
+        interrupt = None
+        with self.changes:
+            if not self.open:
+                return
+            self.open = False  # nothing is registered from here on
+            bindings = list(self.bindings.items())
+        for generation, binding in bindings:
+            pr_handle_set_remove(&self.core, binding[0], &removed)
+            interrupt = self.unbind(generation) or interrupt
+        if self.has_signals:
+            self.has_signals = False
+            pr_handle_set_remove(&self.core, self.signals.fd, &removed)
+            pr_signal_source_deinit(&self.signals)
+        pr_handle_set_close(&self.core)
+        self.demultiplexer.lent_to = None
+        raise_if(interrupt)
 
 
 cdef class Member:
@@ -587,6 +655,12 @@ cdef class ThreadSetCore:
             raise NotLeaderError('only the leader may delegate an event')
         return result == 0
 
+    def _interrupt(self, ident):
+        """Have the thread of that identity look for signals.  Any thread."""
+        cdef Member member = self.members.get(ident)
+        if member is not None:
+            pr_thread_set_interrupt(&self.core, &member.core)
+
     def _leave(self):
         cdef Member member = self.members.pop(PyThread_get_thread_ident(), None)
         if member is not None:
@@ -636,6 +710,7 @@ cdef class Pump:
         self.core.index = index
 
     def __dealloc__(self):
+        pr_pump_deinit(&self.core)
         free(self.places)
 
     def spread_over(self, loops):
@@ -684,7 +759,8 @@ cdef class Pump:
         cdef int result
         while True:
             # Each time: a wait that was ended for a connection may have found events as well.
-            while connections.core.ops.try_get(connections.core, &request, 1) == 1:
+            while (not self.core.stopping and
+                   connections.core.ops.try_get(connections.core, &request, 1) == 1):
                 adopt(request.fd)
             with nogil:
                 result = pr_pump_next(&self.core, &event)

@@ -421,10 +421,14 @@ cdef extern from "pyreactor/handle_set.h" nogil:
         pass
     void pr_handle_set_init(
         pr_handle_set *set, pr_demux *demux, pr_trace *trace, int events_per_wait)
+    void pr_handle_set_close(pr_handle_set *set)
     void pr_handle_set_deinit(pr_handle_set *set)
+    void pr_handle_set_let_waiter_add(pr_handle_set *set)
     int pr_handle_set_register(
         pr_handle_set *set, int fd, uint32_t wanted, uint32_t flags, uint32_t *generation)
-    int pr_handle_set_remove(pr_handle_set *set, int fd)
+    int pr_handle_set_remove(pr_handle_set *set, int fd, uint32_t *generation)
+    void pr_handle_set_drop(pr_handle_set *set, const pr_event *event)
+    bint pr_handle_set_has(pr_handle_set *set, int fd)
     int pr_handle_set_modify(pr_handle_set *set, int fd, uint32_t wanted)
     int pr_handle_set_suspend(pr_handle_set *set, int fd)
     int pr_handle_set_resume(pr_handle_set *set, int fd)
@@ -460,6 +464,7 @@ cdef extern from "pyreactor/thread_set.h" nogil:
         pr_thread_set *set, pr_member *member, const pr_event *event, pr_member *follower)
     int pr_thread_set_next(
         pr_thread_set *set, pr_handle_set *handles, pr_member *member, pr_event *event)
+    void pr_thread_set_interrupt(pr_thread_set *set, pr_member *member)
     void pr_thread_set_leave(pr_thread_set *set, pr_member *member)
     void pr_thread_set_close(pr_thread_set *set)
 
@@ -487,6 +492,7 @@ cdef extern from "pyreactor/pump.h" nogil:
         unsigned pump_index
         pr_transfer *transfer
     int pr_pump_next(pr_pump *pump, pr_event *event)
+    void pr_pump_deinit(pr_pump *pump)
     void pr_pump_stop(pr_pump *pump)
     int pr_pump_take(pr_request_queue *queue, pr_trace *trace, pr_work *work)
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import socket
 import threading
 import time
@@ -32,7 +33,7 @@ from pyreactor._demux import DemultiplexerCore
 from pyreactor._dispatch import Timer
 from pyreactor.demultiplexers import EpollDemultiplexer
 from pyreactor.handle_set import ErrorHook, HandleSet, ThreadSet, log_error
-from pyreactor.handlers import AcceptHandler
+from pyreactor.handlers import READ, AcceptHandler, EventHandler
 from pyreactor.request_queue import RequestQueue
 
 __all__ = [
@@ -49,6 +50,7 @@ _CONNECTIONS_CAPACITY = 1024  # accepted, and not yet taken by their loop
 _WORKERS_MAX = 32  # of the default, however many processors there are
 _WORKERS_PER_CPU_MAX = 64  # above it switching between threads costs more than they gain
 _TRACE_POLL_SECONDS = 0.01
+_SIGNALS_PER_EVENT = 4096  # bytes, of which Python writes one for each
 
 Demultiplexers = Callable[[], DemultiplexerCore]
 
@@ -135,9 +137,10 @@ class _Dispatcher:
         self._started = False
         self.stopped = False
         self._starting = threading.Lock()  # stop() waits until all threads are there
+        self._stopping = threading.Lock()
         self._counts = threading.Lock()
-        self._ended = threading.Event()
-        self._runner: threading.Thread | None = None  # the thread in run()
+        self._ended = False
+        self._runner: threading.Thread | None = None  # the thread in run(), until it stops
         self._run_ended = threading.Event()
         self._failures: list[BaseException] = []
         self._switches = {"voluntary": 0, "nonvoluntary": 0}
@@ -197,10 +200,12 @@ class _Dispatcher:
         """Remove every AcceptHandler: nobody can connect any more, once those that are accepting
         have returned.  Any thread."""
         for handle_set in self._handle_sets:
-            for handle in handle_set.handles():
-                binding = handle_set._binding(handle)
-                if binding is not None and isinstance(binding[1], AcceptHandler):
-                    handle_set.remove_handle(handle)
+            for handle, handler in handle_set._bound():
+                if isinstance(handler, AcceptHandler):
+                    try:
+                        handle_set.remove_handle(handle)
+                    except KeyError:
+                        pass  # somebody else removed it
 
     def _next_set(self) -> HandleSet:
         return self._handle_sets[0]
@@ -208,7 +213,7 @@ class _Dispatcher:
     def _set_of(self, handle: Any) -> HandleSet:
         fd = handle if isinstance(handle, int) else handle.fileno()
         for handle_set in self._handle_sets:
-            if handle_set._binding(fd) is not None:
+            if handle_set._has(fd):
                 return handle_set
         raise KeyError(f"descriptor {fd} is not registered")
 
@@ -221,33 +226,34 @@ class _Dispatcher:
     def start(self) -> None:
         """Start the threads and return.  Raises RuntimeError where it was started before."""
         with self._starting:
-            self._begin()
+            self._claim()
+            self._start_others()
             self._start_thread(self._main, 0, "main", self._main_name)
 
     def run(self) -> None:
-        """Start the other threads, be the main one, and return after stop().
+        """Start the other threads, be the main one, and return after stop() or request_stop().
 
         Raises RuntimeError where it was started before; KeyboardInterrupt stops it.
         """
         with self._starting:
-            self._begin()
+            self._claim()
             self._runner = threading.current_thread()
         try:
-            try:
+            with self._starting:
+                self._start_others()
+            with _Interrupts(self):
                 self._main(0)
-            finally:
-                self._run_ended.set()
-            self._ended.wait()
         finally:
+            self._runner = None
+            self._run_ended.set()
             self.stop()
 
     _main_name = "main"
 
-    def _begin(self) -> None:
+    def _claim(self) -> None:
         if self._started:
             raise RuntimeError("a dispatcher can be started only once")
         self._started = True
-        self._start_others()
 
     def _start_others(self) -> None:
         """Start the threads beside the main one."""
@@ -283,38 +289,62 @@ class _Dispatcher:
             self._switches["voluntary"] += usage.ru_nvcsw
             self._switches["nonvoluntary"] += usage.ru_nivcsw
 
+    def request_stop(self) -> None:
+        """Ask for the stop and return at once.  Any thread, also in a handler.
+
+        run() returns then; a dispatcher that was started with start() still waits for its stop().
+        """
+        self._end_waits()
+
     def stop(self, drain: bool = True, timeout: float | None = None) -> None:
         """Stop: no more events; handlers that run go on to their end; then everything is closed.
 
         With `drain` the requests that wait in the queue are handled, too; without it their handles
-        are closed.  Not from a handler.  Raises TimeoutError where handlers still run after
+        are closed.  Any thread that is none of the dispatcher's; RuntimeError in those, where
+        request_stop() is for handlers.  Raises TimeoutError where handlers still run after
         `timeout` seconds; stop() may be called again then.
         """
-        if threading.current_thread() in self._threads:
-            raise RuntimeError("a handler cannot stop its dispatcher: it would wait for itself")
-        if self._ended.is_set():
-            return
-        deadline = None if timeout is None else time.monotonic() + timeout
+        if threading.current_thread() in (self._runner, *self._threads):
+            raise RuntimeError(
+                "a handler cannot stop its dispatcher: it would wait for itself; use request_stop()"
+            )
+        deadline = _Deadline(timeout)
+        if not self._stopping.acquire(timeout=-1 if timeout is None else max(0, timeout)):
+            raise TimeoutError(f"another thread still stops it after {timeout} s")
+        try:
+            if not self._ended:
+                self._stop(drain, deadline)
+                self._ended = True
+        finally:
+            self._stopping.release()
+
+    def _stop(self, drain: bool, deadline: _Deadline) -> None:
         with self._starting:
             self._started = True
-        self._stop_events(drain)
+        self._end_waits()
+        self._stop_events(drain, deadline)
         self.stopped = True
-        if self._runner not in (None, threading.current_thread()):
-            left = None if deadline is None else max(0, deadline - time.monotonic())
-            if not self._run_ended.wait(left):
-                raise TimeoutError(f"run() has not returned after {timeout} s")
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(None if deadline is None else max(0, deadline - time.monotonic()))
-                if thread.is_alive():
-                    raise TimeoutError(f"{thread.name} still runs after {timeout} s")
+        self._join_threads(deadline)
         for handle_set in self._handle_sets:
             handle_set.close()
-        self._ended.set()
 
-    def _stop_events(self, drain: bool) -> None:
-        """Make the threads end.  May be called again."""
+    def _join_threads(self, deadline: _Deadline, but: str | None = None) -> None:
+        """Wait until run() has returned and the threads have ended, but those of a role."""
+        if self._runner is not None and not self._run_ended.wait(deadline.left()):
+            raise TimeoutError(f"run() has not returned after {deadline.seconds} s")
+        for thread in self._threads:
+            if but is None or f"-{but}-" not in thread.name:
+                _join(thread, deadline)
+
+    def _end_waits(self) -> None:
+        """Make the threads that wait for events end.  May be called again; any thread."""
         raise NotImplementedError
+
+    def _interrupt(self, ident: int) -> None:
+        """Have the thread that is in run() look for signals, if it is another one."""
+
+    def _stop_events(self, drain: bool, deadline: _Deadline) -> None:
+        """After _end_waits(): have the other threads end, too.  May be called again."""
 
     def __enter__(self) -> Self:
         self.start()
@@ -366,6 +396,43 @@ class _Dispatcher:
         return self._steps.get((action, events), self._steps.get((action, 0), ""))
 
 
+class _Interrupts(EventHandler):
+    """Lets Python's signal handlers run while the main thread is in run(), as a context manager.
+
+    A signal that comes just before the thread sleeps does not end that sleep; but Python writes a
+    byte for each signal, and its arrival is an event.
+    """
+
+    def __init__(self, dispatcher: _Dispatcher) -> None:
+        self._dispatcher = dispatcher
+        self._runner = threading.get_ident()
+        self._is_main = threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> None:
+        if self._is_main:
+            self._reader, self._writer = socket.socketpair()
+            self._reader.setblocking(False)
+            self._writer.setblocking(False)
+            self._dispatcher._handle_sets[0]._register_flags(
+                self._reader, self, READ, _dispatch.INLINE
+            )
+            self._previous = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+
+    def handle_event(self, handle: int, event_type: int) -> None:
+        """Take the bytes; the handlers run as soon as the main thread runs Python code."""
+        self._reader.recv(_SIGNALS_PER_EVENT)
+        self._dispatcher._interrupt(self._runner)
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._is_main:
+            signal.set_wakeup_fd(self._previous)
+
+    def handle_close(self, handle: int) -> None:
+        """When the handle set is closed."""
+        self._reader.close()
+        self._writer.close()
+
+
 class _Queued(_Dispatcher):
     """Dispatchers with a request queue between the threads that wait and those that handle."""
 
@@ -400,14 +467,14 @@ class _Queued(_Dispatcher):
     def _work(self, index: int) -> None:
         _dispatch.run_worker(self.queue, self._handle_sets[0].trace_core, self._pumps)
 
-    def _stop_events(self, drain: bool) -> None:
+    def _end_waits(self) -> None:
         for pump in self._pumps:
             pump.stop()
+
+    def _stop_events(self, drain: bool, deadline: _Deadline) -> None:
         if not drain:
             self.queue.close()
-        for thread in self._threads:
-            if f"-{self._worker_role}-" not in thread.name:
-                thread.join()
+        self._join_threads(deadline, but=self._worker_role)
         self.queue.close()
         if not drain:
             _dispatch.drop_requests(self.queue)
@@ -466,6 +533,11 @@ class Reactor(_Queued):
     def strict(self) -> bool:
         """Whether it does exactly the numbered steps."""
         return self.handle_set.strict
+
+    def _start_others(self) -> None:
+        if self.strict:
+            self.handle_set._let_waiter_add()  # step 1 is the main thread's
+        super()._start_others()
 
 
 class _ReadingHandleSet(HandleSet):
@@ -683,9 +755,17 @@ class EfficientHalfSyncHalfAsync(_Dispatcher):
             self._start_thread(self._run_loop, index, "loop", f"loop-{index}")
 
     def _run_loop(self, index: int) -> None:
+        handle_set = self._loops[index]
+
         def adopt(fd: int) -> None:
             assert self._factory is not None  # nothing is handed over without a listener
-            self._loops[index]._bind_connection(socket.socket(fileno=fd), self._factory)
+            try:
+                sock = socket.socket(fileno=fd)
+            except OSError as error:  # it cannot be told what kind of socket it is
+                os.close(fd)
+                handle_set._report(self._factory, error)
+            else:
+                handle_set._bind_connection(sock, self._factory)
 
         self._loop_pumps[index].run_loop(self._connections[index], adopt)
 
@@ -694,12 +774,17 @@ class EfficientHalfSyncHalfAsync(_Dispatcher):
         while not self._main_pump.stopping:
             self._main_pump.run()
 
-    def _stop_events(self, drain: bool) -> None:
+    def _end_waits(self) -> None:
         self._main_pump.stop()
+
+    def _stop_events(self, drain: bool, deadline: _Deadline) -> None:
         for queue in self._connections:
             queue.close()
         for pump in self._loop_pumps:
             pump.stop()
+        self._join_threads(deadline)
+        for queue in self._connections:
+            _dispatch.drop_requests(queue)
 
     def _queue_depth(self) -> int:
         return sum(len(queue) for queue in self._connections)
@@ -755,13 +840,36 @@ class LeaderFollowers(_Dispatcher):
         _dispatch.set_role("member")
         self.thread_set.run()
 
-    def _stop_events(self, drain: bool) -> None:
+    def _end_waits(self) -> None:
         self.thread_set.close()
+
+    def _interrupt(self, ident: int) -> None:
+        self.thread_set._interrupt(ident)
 
     def stats(self) -> dict[str, int]:
         """Return the counters, with promotions, delegations, and violations, which are always 0:
         changes of state that the pattern does not have."""
         return {**super().stats(), **self.thread_set._counters()}
+
+
+class _Deadline:
+    """When a stop() is to be over."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds = seconds
+        self._end = None if seconds is None else time.monotonic() + seconds
+
+    def left(self) -> float | None:
+        """Return the seconds that are left; None without a limit."""
+        return None if self._end is None else max(0.0, self._end - time.monotonic())
+
+
+def _join(thread: threading.Thread, deadline: _Deadline) -> None:
+    if thread.ident is None:
+        return  # the system had no thread for it
+    thread.join(deadline.left())
+    if thread.is_alive():
+        raise TimeoutError(f"{thread.name} still runs after {deadline.seconds} s")
 
 
 def _worker_count(workers: int | None) -> int:
@@ -813,8 +921,8 @@ def _switches_of(thread: threading.Thread) -> dict[str, int]:
                 name, _, value = line.partition("_ctxt_switches:")
                 if value:
                     found[name] = int(value)
-    except (FileNotFoundError, ProcessLookupError):
-        pass  # it has ended, and counted its switches itself
+    except OSError:
+        pass  # it has ended, and counted its switches itself; or there is no descriptor to spare
     return found
 
 

@@ -163,7 +163,7 @@ class HandleSet(_dispatch.HandleSetCore):
 
     def handles(self) -> list[int]:
         """Return the descriptors that are registered."""
-        return self._bound()
+        return [handle for handle, _ in self._bound()]
 
     def _adopt(self, sock: socket.socket, factory: Callable[[socket.socket], Any]) -> None:
         """Register an accepted connection, here or where the dispatcher wants it."""
@@ -179,13 +179,13 @@ class HandleSet(_dispatch.HandleSetCore):
             handler = factory(sock)
         except BaseException as exc:
             sock.close()
-            self.on_error(factory, exc)
+            self._report(factory, exc)
             return
         try:
             self.register_handle(sock, handler)
         except BaseException as exc:
             sock.close()
-            self.on_error(handler, exc)
+            self._report(handler, exc)
 
     # Timers and signals
 
@@ -195,7 +195,8 @@ class HandleSet(_dispatch.HandleSetCore):
         """Have handler.handle_timeout(timer) called after `delay` seconds, then every `interval`.
 
         It is never early.  The next of an interval waits until the handler has returned, and ends
-        when that returns CLOSE or raises.
+        when that returns CLOSE or raises.  Raises TypeError and ValueError for what is no time, and
+        for an interval of 0, which would leave no time for anything else.
         """
         return self._schedule(handler, delay, interval, data)
 
@@ -256,9 +257,7 @@ class HandleSet(_dispatch.HandleSetCore):
 
         When no thread waits or handles events any more.
         """
-        if self._is_open():
-            self._remove_all()
-            self._close()
+        self._close()
 
     def __enter__(self) -> Self:
         return self

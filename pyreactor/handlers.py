@@ -270,7 +270,10 @@ class AcceptHandler(EventHandler):
         return self.sock.fileno()
 
     def handle_event(self, handle: int, event_type: int) -> Any:
-        """Accept until nobody waits; the dispatcher decides where each connection goes."""
+        """Accept until nobody waits; the dispatcher decides where each connection goes.
+
+        Without descriptors it rests for a second, and then tries again.
+        """
         for _ in range(self.backlog):
             try:
                 sock, _ = self.sock.accept()

@@ -24,13 +24,41 @@ void pr_handle_set_init(struct pr_handle_set *set, struct pr_demux *demux, struc
     pr_timer_heap_init(&set->timers);
 }
 
-void pr_handle_set_deinit(struct pr_handle_set *set)
+void pr_handle_set_close(struct pr_handle_set *set)
 {
-    pr_timer_heap_deinit(&set->timers);
+    pthread_mutex_lock(&set->lock);
+    if (!set->closed)
+        pr_timer_heap_deinit(&set->timers);
+    set->closed = true;
     for (int fd = 0; fd < set->capacity; fd++)
         free(set->handles[fd].channel.data);
-    pthread_mutex_destroy(&set->lock);
     free(set->handles);
+    free(set->unasked);
+    set->handles = NULL;
+    set->unasked = NULL;
+    set->capacity = set->unasked_count = set->unasked_capacity = set->ready_count = 0;
+    pthread_mutex_unlock(&set->lock);
+}
+
+void pr_handle_set_deinit(struct pr_handle_set *set)
+{
+    pr_handle_set_close(set);
+    pthread_mutex_destroy(&set->lock);
+}
+
+void pr_handle_set_let_waiter_add(struct pr_handle_set *set)
+{
+    pthread_mutex_lock(&set->lock);
+    set->waiter_adds = true;
+    pthread_mutex_unlock(&set->lock);
+}
+
+/* 0 where a handle was found; otherwise why there is none. */
+static int missing_locked(const struct pr_handle_set *set, const struct pr_handle *handle)
+{
+    if (set->closed)
+        return -ESHUTDOWN;
+    return handle && !handle->removed ? 0 : -ENOENT;
 }
 
 static struct pr_handle *find_locked(struct pr_handle_set *set, int fd)
@@ -67,60 +95,115 @@ static void free_locked(struct pr_handle *handle)
     *handle = (struct pr_handle){0};
 }
 
+static uint32_t armed_for(const struct pr_handle *handle)
+{
+    return (handle->suspended ? 0 : handle->wanted) | PR_ONE_SHOT;
+}
+
 static int arm_locked(struct pr_handle_set *set, int fd, const struct pr_handle *handle)
 {
-    uint32_t wanted = handle->suspended ? 0 : handle->wanted;
-    return set->demux->ops->modify(set->demux, fd, handle->generation, wanted | PR_ONE_SHOT);
+    if (handle->busy || handle->unasked)
+        return 0; /* later: what it wants then is what counts */
+    return set->demux->ops->modify(set->demux, fd, handle->generation, armed_for(handle));
+}
+
+/* Leaves it to the waiting thread to tell the demultiplexer. */
+static int postpone_locked(struct pr_handle_set *set, int fd)
+{
+    if (set->unasked_count == set->unasked_capacity) {
+        int capacity = set->unasked_capacity ? 2 * set->unasked_capacity : INITIAL_CAPACITY;
+        int *unasked = realloc(set->unasked, (size_t)capacity * sizeof *unasked);
+        if (!unasked)
+            return -ENOMEM;
+        set->unasked = unasked;
+        set->unasked_capacity = capacity;
+    }
+    set->unasked[set->unasked_count++] = fd;
+    set->handles[fd].unasked = true;
+    return 0;
 }
 
 int pr_handle_set_register(struct pr_handle_set *set, int fd, uint32_t wanted, uint32_t flags,
                            uint32_t *generation)
 {
+    bool postponed = false;
     pthread_mutex_lock(&set->lock);
-    int error = fd < 0 ? -EBADF : find_locked(set, fd) ? -EEXIST : reserve_locked(set, fd);
+    int error = set->closed            ? -ESHUTDOWN
+                : fd < 0               ? -EBADF
+                : find_locked(set, fd) ? -EEXIST
+                                       : reserve_locked(set, fd);
     if (error == 0) {
         *generation = ++set->last_generation;
         /* Known before the demultiplexer knows it: its first event may come at once. */
-        set->handles[fd] = (struct pr_handle){
+        struct pr_handle *handle = &set->handles[fd];
+        *handle = (struct pr_handle){
             .used = true, .generation = *generation, .wanted = wanted, .flags = flags};
         pr_trace_note(set->trace, PR_ACTION_REGISTER, fd, wanted);
-        error = set->demux->ops->add(set->demux, fd, *generation, wanted | PR_ONE_SHOT);
+        postponed = set->waiter_adds;
+        error = postponed ? postpone_locked(set, fd)
+                          : set->demux->ops->add(set->demux, fd, *generation, armed_for(handle));
         if (error < 0)
-            set->handles[fd].used = false;
+            handle->used = false;
         else
             set->stats.handles++;
     }
     pthread_mutex_unlock(&set->lock);
+    if (postponed)
+        pr_handle_set_wake(set);
     return error;
 }
 
-int pr_handle_set_remove(struct pr_handle_set *set, int fd)
+static void remove_locked(struct pr_handle_set *set, int fd, struct pr_handle *handle)
+{
+    pr_trace_note(set->trace, PR_ACTION_REMOVE, fd, 0);
+    if (!handle->unasked)
+        (void)set->demux->ops->remove(set->demux, fd); /* fails only where it is gone already */
+    set->stats.handles--;
+    if (handle->busy)
+        handle->removed = true;
+    else
+        free_locked(handle);
+}
+
+int pr_handle_set_remove(struct pr_handle_set *set, int fd, uint32_t *generation)
 {
     pthread_mutex_lock(&set->lock);
     struct pr_handle *handle = find_locked(set, fd);
-    int result = handle && !handle->removed ? handle->busy : -ENOENT;
-    if (result >= 0) {
-        pr_trace_note(set->trace, PR_ACTION_REMOVE, fd, 0);
-        (void)set->demux->ops->remove(set->demux, fd); /* fails only where it is gone already */
-        set->stats.handles--;
-        if (handle->busy)
-            handle->removed = true;
-        else
-            free_locked(handle);
+    int result = missing_locked(set, handle);
+    if (result == 0) {
+        result = handle->busy;
+        *generation = handle->generation;
+        remove_locked(set, fd, handle);
     }
     pthread_mutex_unlock(&set->lock);
     return result;
+}
+
+void pr_handle_set_drop(struct pr_handle_set *set, const struct pr_event *event)
+{
+    pthread_mutex_lock(&set->lock);
+    struct pr_handle *handle = find_current_locked(set, event->fd, event->generation);
+    if (handle && !handle->removed)
+        remove_locked(set, event->fd, handle);
+    pthread_mutex_unlock(&set->lock);
+}
+
+bool pr_handle_set_has(struct pr_handle_set *set, int fd)
+{
+    pthread_mutex_lock(&set->lock);
+    bool has = missing_locked(set, find_locked(set, fd)) == 0;
+    pthread_mutex_unlock(&set->lock);
+    return has;
 }
 
 int pr_handle_set_modify(struct pr_handle_set *set, int fd, uint32_t wanted)
 {
     pthread_mutex_lock(&set->lock);
     struct pr_handle *handle = find_locked(set, fd);
-    int error = handle && !handle->removed ? 0 : -ENOENT;
+    int error = missing_locked(set, handle);
     if (error == 0) {
         handle->wanted = wanted;
-        if (!handle->busy)
-            error = arm_locked(set, fd, handle);
+        error = arm_locked(set, fd, handle);
     }
     pthread_mutex_unlock(&set->lock);
     return error;
@@ -130,11 +213,10 @@ static int set_suspended(struct pr_handle_set *set, int fd, bool suspended)
 {
     pthread_mutex_lock(&set->lock);
     struct pr_handle *handle = find_locked(set, fd);
-    int error = handle && !handle->removed ? 0 : -ENOENT;
+    int error = missing_locked(set, handle);
     if (error == 0 && handle->suspended != suspended) {
         handle->suspended = suspended;
-        if (!handle->busy)
-            error = arm_locked(set, fd, handle);
+        error = arm_locked(set, fd, handle);
     }
     pthread_mutex_unlock(&set->lock);
     return error;
@@ -186,8 +268,8 @@ static void take_handles_locked(struct pr_handle_set *set, int count)
             set->stats.stale_events++;
             continue;
         }
-        if (handle->suspended)
-            continue; /* it is armed again when it is resumed */
+        if (handle->suspended || handle->wanted == 0)
+            continue; /* it is armed again when it is resumed, or wants something */
         uint32_t events = found->events & handle->wanted;
         handle->busy = true;
         push_locked(set, (struct pr_event){.fd = found->fd,
@@ -209,9 +291,32 @@ static int64_t sleep_ns_locked(const struct pr_handle_set *set, int64_t timeout_
     return timeout_ns < 0 || left_ns < timeout_ns ? left_ns : timeout_ns;
 }
 
+/* Tells the demultiplexer of what others have registered. */
+static void add_unasked_locked(struct pr_handle_set *set)
+{
+    while (set->unasked_count > 0 && set->ready_count < READY_MAX) {
+        int fd = set->unasked[--set->unasked_count];
+        struct pr_handle *handle = find_locked(set, fd);
+        if (!handle || !handle->unasked)
+            continue; /* it was removed, and perhaps registered and added again */
+        handle->unasked = false;
+        if (set->demux->ops->add(set->demux, fd, handle->generation, armed_for(handle)) < 0) {
+            handle->busy = true;
+            push_locked(set, (struct pr_event){.fd = fd,
+                                               .generation = handle->generation,
+                                               .flags = handle->flags & ~PR_HANDLE_SPREAD});
+        }
+    }
+}
+
 int pr_handle_set_wait(struct pr_handle_set *set, struct pr_event *event, int64_t timeout_ns)
 {
     pthread_mutex_lock(&set->lock);
+    if (set->closed) {
+        pthread_mutex_unlock(&set->lock);
+        return -ESHUTDOWN;
+    }
+    add_unasked_locked(set);
     bool got = pop_locked(set, event);
     if (!got) {
         int64_t sleep_ns = sleep_ns_locked(set, timeout_ns);
@@ -248,19 +353,21 @@ bool pr_handle_set_is_wanted(struct pr_handle_set *set, const struct pr_event *e
 
 int pr_handle_set_complete(struct pr_handle_set *set, const struct pr_event *event)
 {
-    int result = 1; /* removed, and completed, before */
     if (event->fd < 0)
         return 0;
+    int result = 1; /* removed, and completed, before */
     pthread_mutex_lock(&set->lock);
     struct pr_handle *handle = find_current_locked(set, event->fd, event->generation);
     if (handle) {
         handle->busy = false;
         if (handle->removed) {
             free_locked(handle);
-            result = 1;
         } else {
             pr_trace_note(set->trace, PR_ACTION_REARM, event->fd, handle->wanted);
-            result = arm_locked(set, event->fd, handle);
+            if (arm_locked(set, event->fd, handle) < 0)
+                remove_locked(set, event->fd, handle);
+            else
+                result = 0;
         }
     }
     pthread_mutex_unlock(&set->lock);
@@ -302,17 +409,17 @@ static int want_writable_locked(struct pr_handle_set *set, int fd, bool unread)
     if (wanted == handle->wanted)
         return 0;
     handle->wanted = wanted;
-    return handle->busy ? 0 : arm_locked(set, fd, handle);
+    return arm_locked(set, fd, handle);
 }
 
 int64_t pr_handle_set_write(struct pr_handle_set *set, int fd, const char *data, size_t size)
 {
     pthread_mutex_lock(&set->lock);
     struct pr_handle *handle = find_channel_locked(set, fd);
-    int64_t result = handle ? 0 : -ENOENT;
-    if (handle && size > 0)
+    int64_t result = missing_locked(set, handle);
+    if (result == 0 && size > 0)
         result = append_locked(&handle->channel, data, size);
-    if (handle && result == 0) {
+    if (result == 0) {
         size_t unsent = handle->channel.end - handle->channel.begin;
         if (size > 0)
             result = want_writable_locked(set, fd, unsent > PR_UNSENT_BYTES_MAX);
@@ -327,8 +434,8 @@ int pr_handle_set_report_written(struct pr_handle_set *set, int fd, bool reading
 {
     pthread_mutex_lock(&set->lock);
     struct pr_handle *handle = find_channel_locked(set, fd);
-    int error = handle ? 0 : -ENOENT;
-    if (handle) {
+    int error = missing_locked(set, handle);
+    if (error == 0) {
         handle->channel.report_written = true;
         error = want_writable_locked(set, fd, !reading);
     }
@@ -344,8 +451,7 @@ bool pr_handle_set_close_when_written(struct pr_handle_set *set, int fd)
     if (left) {
         handle->channel.close_when_written = true;
         handle->wanted &= ~PR_READABLE;
-        if (!handle->busy)
-            (void)arm_locked(set, fd, handle); /* fails only where the handle is gone */
+        (void)arm_locked(set, fd, handle); /* fails only where the handle is gone */
     }
     pthread_mutex_unlock(&set->lock);
     return left;
@@ -353,13 +459,16 @@ bool pr_handle_set_close_when_written(struct pr_handle_set *set, int fd)
 
 void pr_handle_set_wake(struct pr_handle_set *set)
 {
-    set->demux->ops->wake(set->demux);
+    pthread_mutex_lock(&set->lock);
+    if (!set->closed)
+        set->demux->ops->wake(set->demux);
+    pthread_mutex_unlock(&set->lock);
 }
 
 int pr_handle_set_start_timer(struct pr_handle_set *set, struct pr_timer *timer)
 {
     pthread_mutex_lock(&set->lock);
-    int error = pr_timer_heap_push(&set->timers, timer);
+    int error = set->closed ? -ESHUTDOWN : pr_timer_heap_push(&set->timers, timer);
     bool is_first = error == 0 && timer->heap_index == 0;
     pthread_mutex_unlock(&set->lock);
     if (is_first) /* the wait under way does not know of it */
@@ -370,8 +479,9 @@ int pr_handle_set_start_timer(struct pr_handle_set *set, struct pr_timer *timer)
 bool pr_handle_set_cancel_timer(struct pr_handle_set *set, struct pr_timer *timer)
 {
     pthread_mutex_lock(&set->lock);
-    bool cancelled = timer->heap_index != PR_TIMER_IDLE;
-    pr_timer_heap_remove(&set->timers, timer);
+    bool cancelled = !set->closed && timer->heap_index != PR_TIMER_IDLE;
+    if (cancelled)
+        pr_timer_heap_remove(&set->timers, timer);
     pthread_mutex_unlock(&set->lock);
     return cancelled;
 }

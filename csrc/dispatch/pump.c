@@ -14,6 +14,10 @@
 
 #define INITIAL_TRANSFER_BYTES 4096
 #define INDEX_SHIFT 24 /* in a request's events */
+/* How long a signal may go unseen that came just before the wait for room; a wait for events ends
+ * with a signal, as that is an event as well. */
+#define SIGNAL_LOOK_NS (100 * PR_NS_PER_MS)
+#define CROWDED_REST_NS (10 * PR_NS_PER_MS)
 
 /* Nothing is owned; the functions tell the two kinds of requests from all others. */
 static void release_event(struct pr_request *request)
@@ -33,22 +37,43 @@ static void release_connection(struct pr_request *request)
     close(request->fd);
 }
 
-/* Puts it, and sleeps while there is no room.  Returns 0, -EINTR or -ESHUTDOWN. */
-static int put_request(struct pr_pump *pump, const struct pr_request *request)
+/* Puts what is pending, and sleeps while there is no room.  Returns 0, -EINTR, after which it is
+ * still pending, or -ESHUTDOWN, after which it is released. */
+static int put_pending(struct pr_pump *pump)
 {
     struct pr_request_queue *queue = pump->queue;
     for (;;) {
-        int result = queue->ops->try_put(queue, request, 1);
+        int result = queue->ops->try_put(queue, &pump->pending, 1);
         if (result == 1)
             break;
-        if (result != -EAGAIN)
+        if (result == -EAGAIN)
+            result = queue->ops->wait_room(queue, pr_now_ns() + SIGNAL_LOOK_NS);
+        if (result == -EINTR || result == -ETIMEDOUT)
+            return -EINTR;
+        if (result < 0) {
+            pr_pump_deinit(pump);
             return result;
-        result = queue->ops->wait_room(queue, INT64_MAX);
-        if (result < 0 && result != -EINTR)
-            return result;
+        }
     }
-    pr_trace_note(pump->trace, PR_ACTION_PUT, request->fd, request->events & PR_EVENTS_MASK);
+    pump->has_pending = false;
+    pr_trace_note(pump->trace, PR_ACTION_PUT, pump->pending.fd,
+                  pump->pending.events & PR_EVENTS_MASK);
     return 0;
+}
+
+/* Puts a request, which it takes; see put_pending(). */
+static int put_request(struct pr_pump *pump, const struct pr_request *request)
+{
+    pump->pending = *request;
+    pump->has_pending = true;
+    return put_pending(pump);
+}
+
+void pr_pump_deinit(struct pr_pump *pump)
+{
+    if (pump->has_pending)
+        pr_request_release(&pump->pending);
+    pump->has_pending = false;
 }
 
 static int put_event(struct pr_pump *pump, const struct pr_event *event)
@@ -174,10 +199,19 @@ static int transfer_channel(struct pr_pump *pump, const struct pr_event *event)
         .fd = event->fd,
         .events = PR_READABLE | pump->index << INDEX_SHIFT,
     };
-    error = put_request(pump, &request);
-    if (error < 0)
-        free(transfer);
-    return error;
+    return put_request(pump, &request);
+}
+
+/* The next loop with room for a connection, or NULL; only this thread puts into their queues. */
+static struct pr_loop_place *find_place(struct pr_pump *pump)
+{
+    for (unsigned i = 0; i < pump->place_count; i++) {
+        struct pr_loop_place *place = &pump->places[pump->next_place++ % pump->place_count];
+        const struct pr_request_queue *queue = place->connections;
+        if (queue->ops->depth(place->connections) < queue->capacity)
+            return place;
+    }
+    return NULL;
 }
 
 /* Whether it stays so until something is closed: trying again at once would be a busy loop. */
@@ -186,39 +220,51 @@ static bool is_exhausted(int error)
     return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM;
 }
 
-/* Accepts what waits and gives each connection to the next loop that has room.  Returns 0, or 1
- * where the caller handles the event itself. */
+/*
+ * Accepts what waits and gives each connection to the next loop that has room.  Returns 0, -EINTR,
+ * or 1 where the event is the caller's: the listener was removed, or nothing can be accepted, about
+ * which its handler knows what to do.
+ */
 static int spread_connections(struct pr_pump *pump, const struct pr_event *event)
 {
+    int result = 0;
     for (int i = 0; i < PR_ACCEPTS_PER_EVENT_MAX; i++) {
+        struct pr_loop_place *place = find_place(pump);
+        if (!place) {
+            /* All loops are behind: rest, and look again, at other events as well. */
+            place = &pump->places[pump->next_place % pump->place_count];
+            result = place->connections->ops->wait_room(place->connections,
+                                                        pr_now_ns() + CROWDED_REST_NS);
+            break;
+        }
         int fd = accept4(event->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd < 0 && is_exhausted(errno))
-            return 1; /* its handler knows what to do about it */
+            return 1;
         if (fd < 0)
             break; /* no more, or one that went away */
         struct pr_request request = {.release = release_connection, .fd = fd};
-        struct pr_loop_place *place = &pump->places[pump->next_place++ % pump->place_count];
-        int put;
-        while ((put = place->connections->ops->try_put(place->connections, &request, 1)) == -EAGAIN)
-            (void)place->connections->ops->wait_room(place->connections, INT64_MAX);
-        if (put != 1) { /* the loop has ended */
-            close(fd);
+        if (place->connections->ops->try_put(place->connections, &request, 1) != 1) {
+            close(fd); /* the loop has ended */
             continue;
         }
         pr_trace_note(pump->trace, PR_ACTION_HAND_OVER, fd, 0);
         atomic_fetch_add_explicit(&pump->handed_over, 1, memory_order_relaxed);
         pr_handle_set_wake(place->set);
     }
-    int result = pr_handle_set_complete(pump->set, event);
-    return result < 0 ? result : 0;
+    if (pr_handle_set_complete(pump->set, event) != 0)
+        return 1;
+    return result == -EINTR ? result : 0;
 }
 
 int pr_pump_next(struct pr_pump *pump, struct pr_event *event)
 {
+    int result = 0;
     for (;;) {
+        if (pump->has_pending && (result = put_pending(pump)) < 0)
+            return result;
         if (atomic_load(&pump->stopping))
             return 0;
-        int result = pr_handle_set_wait(pump->set, event, -1);
+        result = pr_handle_set_wait(pump->set, event, -1);
         if (result < 0)
             return result;
         if (result == 0 && !pump->queue)

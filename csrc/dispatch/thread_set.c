@@ -128,6 +128,8 @@ int pr_thread_set_join(struct pr_thread_set *set, struct pr_member *member, stru
         }
         if (state == PR_PROCESSING)
             change_locked(set, member, PR_FOLLOWER);
+        if (member->interrupted)
+            error = -EINTR;
         if (error < 0)
             break;
         push_follower_locked(set, member);
@@ -140,6 +142,7 @@ int pr_thread_set_join(struct pr_thread_set *set, struct pr_member *member, stru
         else
             error = 0; /* rung after all: it is promoted, has a task, or the set is closed */
     }
+    member->interrupted = false;
     pthread_mutex_unlock(&set->lock);
     if (error == 0 && joins)
         pr_trace_note(set->trace, PR_ACTION_LEAD, -1, 0);
@@ -219,6 +222,18 @@ int pr_thread_set_next(struct pr_thread_set *set, struct pr_handle_set *handles,
         atomic_fetch_add_explicit(&member->handled, 1, memory_order_relaxed);
         return 1;
     }
+}
+
+void pr_thread_set_interrupt(struct pr_thread_set *set, struct pr_member *member)
+{
+    pthread_mutex_lock(&set->lock);
+    member->interrupted = true;
+    bool sleeps = take_follower_locked(set, member) != NULL;
+    if (sleeps)
+        ring_locked(member);
+    pthread_mutex_unlock(&set->lock);
+    if (sleeps)
+        wake(member);
 }
 
 void pr_thread_set_leave(struct pr_thread_set *set, struct pr_member *member)

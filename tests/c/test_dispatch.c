@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -62,6 +63,12 @@ static uint32_t add(int fd, uint32_t wanted, uint32_t flags)
     return generation;
 }
 
+static int take_out(int fd)
+{
+    uint32_t generation;
+    return pr_handle_set_remove(&handles, fd, &generation);
+}
+
 static void check_next(struct pr_event *event, int fd)
 {
     REQUIRE_EQUAL(pr_handle_set_wait(&handles, event, PATIENCE_NS), 1);
@@ -105,13 +112,13 @@ static void what_is_removed_while_busy_is_out_when_it_is_complete(void)
     begin(8);
     open_pair(pair);
     add(pair[0], PR_READABLE, 0);
-    CHECK_EQUAL(pr_handle_set_remove(&handles, pair[0]), 0);
-    CHECK_EQUAL(pr_handle_set_remove(&handles, pair[0]), -ENOENT);
+    CHECK_EQUAL(take_out(pair[0]), 0);
+    CHECK_EQUAL(take_out(pair[0]), -ENOENT);
     add(pair[0], PR_READABLE, 0);
     send_byte(pair[1]);
     check_next(&event, pair[0]);
-    CHECK_EQUAL(pr_handle_set_remove(&handles, pair[0]), 1);
-    CHECK_EQUAL(pr_handle_set_remove(&handles, pair[0]), -ENOENT);
+    CHECK_EQUAL(take_out(pair[0]), 1);
+    CHECK_EQUAL(take_out(pair[0]), -ENOENT);
     CHECK(!pr_handle_set_is_wanted(&handles, &event));
     CHECK_EQUAL(pr_handle_set_register(&handles, pair[0], PR_READABLE, 0, &generation), -EEXIST);
     CHECK_EQUAL(pr_handle_set_complete(&handles, &event), 1);
@@ -134,7 +141,7 @@ static void a_number_that_comes_again_hears_nothing_of_its_former_life(void)
     }
     REQUIRE_EQUAL(pr_handle_set_wait(&handles, &event, PATIENCE_NS), 1); /* one more is fetched */
     int other = event.fd == pairs[0][0] ? 1 : 0;
-    CHECK_EQUAL(pr_handle_set_remove(&handles, pairs[other][0]), 1);
+    CHECK_EQUAL(take_out(pairs[other][0]), 1);
     check_next(&later, pairs[other][0]);
     CHECK(!pr_handle_set_is_wanted(&handles, &later));
     CHECK_EQUAL(pr_handle_set_complete(&handles, &later), 1);
@@ -162,6 +169,151 @@ static void a_suspended_handle_is_silent_until_it_is_resumed(void)
     CHECK_EQUAL(pr_handle_set_resume(&handles, pair[0]), 0);
     check_next(&event, pair[0]);
     CHECK_EQUAL(pr_handle_set_suspend(&handles, 9999), -ENOENT);
+    close_pair(pair);
+    end();
+}
+
+static void what_nobody_wants_is_not_reported(void)
+{
+    int pair[2];
+    struct pr_event event;
+    begin(8);
+    open_pair(pair);
+    add(pair[0], PR_READABLE, 0);
+    close(pair[1]);
+    REQUIRE_EQUAL(demux->ops->wait(demux, handles.found, 8, PATIENCE_NS), 1);
+    CHECK_EQUAL(pr_handle_set_modify(&handles, pair[0], 0), 0);
+    check_nothing();
+    CHECK_EQUAL(pr_handle_set_modify(&handles, pair[0], PR_READABLE), 0);
+    check_next(&event, pair[0]);
+    CHECK_EQUAL(event.events, PR_READABLE);
+    close(pair[0]);
+    end();
+}
+
+/* A demultiplexer in whose wait another thread changes its mind: the event is on its way already.
+ */
+static int wait_meanwhile(struct pr_demux *unused, struct pr_ready_event *events, int capacity,
+                          int64_t timeout_ns)
+{
+    int count = pr_demux_epoll_ops.wait(unused, events, capacity, timeout_ns);
+    for (int i = 0; i < count; i++)
+        REQUIRE_EQUAL(pr_handle_set_modify(&handles, events[i].fd, 0), 0);
+    return count;
+}
+
+static void an_event_that_was_on_its_way_is_dropped(void)
+{
+    int pair[2];
+    struct pr_event event;
+    struct pr_demux_ops ops = pr_demux_epoll_ops;
+    begin(8);
+    open_pair(pair);
+    add(pair[0], PR_READABLE, 0);
+    close(pair[1]);
+    ops.wait = wait_meanwhile;
+    demux->ops = &ops;
+    CHECK_EQUAL(pr_handle_set_wait(&handles, &event, PATIENCE_NS), 0);
+    demux->ops = &pr_demux_epoll_ops;
+    CHECK_EQUAL(pr_handle_set_modify(&handles, pair[0], PR_READABLE), 0);
+    check_next(&event, pair[0]);
+    close(pair[0]);
+    end();
+}
+
+static void a_refused_handle_is_out(void)
+{
+    int pair[2];
+    struct pr_event event;
+    begin(8);
+    open_pair(pair);
+    add(pair[0], PR_READABLE, 0);
+    send_byte(pair[1]);
+    check_next(&event, pair[0]);
+    close_pair(pair);
+    CHECK_EQUAL(pr_handle_set_complete(&handles, &event), 1);
+    CHECK(!pr_handle_set_has(&handles, pair[0]));
+    CHECK_EQUAL(pr_handle_set_complete(&handles, &event), 1);
+    end();
+}
+
+static void an_event_drops_only_its_own_handle(void)
+{
+    int pair[2];
+    struct pr_event event, later;
+    begin(8);
+    open_pair(pair);
+    add(pair[0], PR_READABLE, 0);
+    send_byte(pair[1]);
+    check_next(&event, pair[0]);
+    pr_handle_set_drop(&handles, &event);
+    pr_handle_set_drop(&handles, &event);
+    CHECK(!pr_handle_set_has(&handles, pair[0]));
+    CHECK_EQUAL(pr_handle_set_complete(&handles, &event), 1);
+    add(pair[0], PR_READABLE, 0);
+    pr_handle_set_drop(&handles, &event); /* of the registration before */
+    check_next(&later, pair[0]);
+    close_pair(pair);
+    end();
+}
+
+static void the_waiter_adds_what_others_register(void)
+{
+    int both[2][2];
+    struct pr_event event;
+    begin(8);
+    pr_handle_set_let_waiter_add(&handles);
+    for (int i = 0; i < 2; i++) {
+        open_pair(both[i]);
+        add(both[i][0], PR_READABLE, 0);
+        send_byte(both[i][1]);
+    }
+    CHECK_EQUAL(demux->ops->remove(demux, both[0][0]), -ENOENT); /* it is not told yet */
+    CHECK_EQUAL(take_out(both[0][0]), 0);
+    add(both[0][0], 0, 0);
+    CHECK_EQUAL(pr_handle_set_modify(&handles, both[0][0], PR_READABLE), 0);
+    CHECK_EQUAL(take_out(both[1][0]), 0);
+    while (pr_handle_set_wait(&handles, &event, PATIENCE_NS) == 0)
+        ; /* woken to add them */
+    CHECK_EQUAL(event.fd, both[0][0]);
+    check_nothing();
+    CHECK_EQUAL(pr_handle_set_complete(&handles, &event), 0);
+
+    close_pair(both[1]);
+    add(both[1][0], PR_READABLE, 0); /* which is not open: an event with nothing ready */
+    while (pr_handle_set_wait(&handles, &event, PATIENCE_NS) == 1 && event.events != 0)
+        CHECK_EQUAL(pr_handle_set_complete(&handles, &event), 0);
+    CHECK_EQUAL(event.fd, both[1][0]);
+    CHECK_EQUAL(event.events, 0);
+    CHECK_EQUAL(pr_handle_set_complete(&handles, &event), 1);
+    close_pair(both[0]);
+    end();
+}
+
+static void a_closed_set_refuses_everything(void)
+{
+    int pair[2];
+    uint32_t generation;
+    struct pr_event event;
+    struct pr_timer timer = {.heap_index = PR_TIMER_IDLE};
+    begin(8);
+    open_pair(pair);
+    add(pair[0], PR_READABLE, PR_HANDLE_CHANNEL);
+    REQUIRE_EQUAL(pr_handle_set_write(&handles, pair[0], "x", 1), 1);
+    REQUIRE_EQUAL(pr_handle_set_start_timer(&handles, &timer), 0);
+    pr_handle_set_close(&handles);
+    pr_handle_set_close(&handles);
+    CHECK_EQUAL(pr_handle_set_register(&handles, pair[0], 0, 0, &generation), -ESHUTDOWN);
+    CHECK_EQUAL(take_out(pair[0]), -ESHUTDOWN);
+    CHECK_EQUAL(pr_handle_set_modify(&handles, pair[0], 0), -ESHUTDOWN);
+    CHECK_EQUAL(pr_handle_set_resume(&handles, pair[0]), -ESHUTDOWN);
+    CHECK_EQUAL(pr_handle_set_write(&handles, pair[0], "x", 1), -ESHUTDOWN);
+    CHECK(!pr_handle_set_cancel_timer(&handles, &timer));
+    timer.heap_index = PR_TIMER_IDLE;
+    CHECK_EQUAL(pr_handle_set_start_timer(&handles, &timer), -ESHUTDOWN);
+    CHECK_EQUAL(pr_handle_set_wait(&handles, &event, -1), -ESHUTDOWN);
+    CHECK(!pr_handle_set_has(&handles, pair[0]));
+    pr_handle_set_wake(&handles);
     close_pair(pair);
     end();
 }
@@ -306,6 +458,46 @@ static void only_the_leader_leads(void)
     pr_thread_set_deinit(&threads);
 }
 
+static bool follows(const struct pr_member *member)
+{
+    pthread_mutex_lock(&threads.lock);
+    bool sleeping = member->sleeping;
+    pthread_mutex_unlock(&threads.lock);
+    return sleeping;
+}
+
+static void *follow(void *argument)
+{
+    struct pr_event event;
+    return (void *)(intptr_t)pr_thread_set_join(&threads, argument, &event, PATIENCE_NS);
+}
+
+static void a_follower_can_be_interrupted_before_it_sleeps_and_while_it_does(void)
+{
+    struct pr_member leader, follower;
+    struct pr_event event;
+    pthread_t id;
+    void *result;
+    pr_thread_set_init(&threads, NULL, false);
+    pr_member_init(&leader);
+    pr_member_init(&follower);
+    CHECK_EQUAL(pr_thread_set_join(&threads, &leader, &event, -1), 0);
+    pr_thread_set_interrupt(&threads, &follower);
+    CHECK_EQUAL(pr_thread_set_join(&threads, &follower, &event, PATIENCE_NS), -EINTR);
+    CHECK_EQUAL(pr_thread_set_join(&threads, &follower, &event, PR_NS_PER_MS), -ETIMEDOUT);
+    REQUIRE_EQUAL(pthread_create(&id, NULL, follow, &follower), 0);
+    while (!follows(&follower))
+        sched_yield();
+    pr_thread_set_interrupt(&threads, &follower);
+    pthread_join(id, &result);
+    CHECK_EQUAL((intptr_t)result, -EINTR);
+    pr_thread_set_interrupt(&threads, &leader); /* who does not sleep here */
+    CHECK_EQUAL(pr_thread_set_promote(&threads, &leader), 0);
+    CHECK_EQUAL(pr_thread_set_join(&threads, &leader, &event, -1), 0);
+    CHECK_EQUAL(atomic_load(&threads.violations), 0);
+    pr_thread_set_deinit(&threads);
+}
+
 /* --- The pump --------------------------------------------------------------------------------- */
 
 static void *run_pump(void *argument)
@@ -350,7 +542,7 @@ static void a_channel_is_read_to_its_end_and_written_by_the_pump(void)
     CHECK_SAME(work.transfer, NULL);
     CHECK_EQUAL(work.event.events, 0);
     CHECK_EQUAL(read(pair[1], reply, sizeof reply), 6);
-    CHECK_EQUAL(pr_handle_set_remove(&handles, pair[0]), 1);
+    CHECK_EQUAL(take_out(pair[0]), 1);
     CHECK_EQUAL(pr_handle_set_complete(&handles, &work.event), 1);
 
     pr_pump_stop(&pump);
@@ -419,6 +611,124 @@ static void a_channel_whose_peer_does_not_read_is_not_read_until_all_is_written(
     pr_pump_stop(&pump);
     pthread_join(id, NULL);
     queue->ops->free(queue);
+    close_pair(pair);
+    end();
+}
+
+static void a_full_queue_lets_signals_through_and_keeps_the_request(void)
+{
+    int both[2][2];
+    struct pr_pump pump = {.set = &handles};
+    struct pr_request_queue *queue;
+    struct pr_event event;
+    struct pr_work work;
+    begin(8);
+    REQUIRE_EQUAL(pr_request_queue_new(&queue, "mpmc", 1, 0), 0);
+    pump.queue = queue;
+    for (int i = 0; i < 2; i++) {
+        open_pair(both[i]);
+        add(both[i][0], PR_READABLE, 0);
+        send_byte(both[i][1]);
+    }
+    CHECK_EQUAL(pr_pump_next(&pump, &event), -EINTR); /* one was put, one waits for room */
+    CHECK(pump.has_pending);
+    CHECK_EQUAL(pr_pump_next(&pump, &event), -EINTR);
+    REQUIRE_EQUAL(pr_pump_take(queue, NULL, &work), 0);
+    int first = work.event.fd;
+    pr_pump_stop(&pump);
+    CHECK_EQUAL(pr_pump_next(&pump, &event), 0); /* it is put before the end */
+    REQUIRE_EQUAL(pr_pump_take(queue, NULL, &work), 0);
+    CHECK_EQUAL(work.event.fd, first == both[0][0] ? both[1][0] : both[0][0]);
+    pr_pump_deinit(&pump);
+    queue->ops->free(queue);
+    close_pair(both[0]);
+    close_pair(both[1]);
+    end();
+}
+
+static void what_is_pending_is_released_with_the_queue_or_the_pump(void)
+{
+    for (int by_queue = 0; by_queue < 2; by_queue++) {
+        int pair[2];
+        struct pr_pump pump = {.set = &handles};
+        struct pr_request_queue *queue;
+        struct pr_event event;
+        begin(8);
+        REQUIRE_EQUAL(pr_request_queue_new(&queue, "mpmc", 1, 0), 0);
+        REQUIRE_EQUAL(queue->ops->try_put(queue, &(struct pr_request){.fd = -1}, 1), 1);
+        pump.queue = queue;
+        open_pair(pair);
+        add(pair[0], PR_READABLE, PR_HANDLE_CHANNEL);
+        send_byte(pair[1]);
+        CHECK_EQUAL(pr_pump_next(&pump, &event), -EINTR);
+        CHECK(pump.has_pending);
+        if (by_queue) {
+            queue->ops->close(queue);
+            CHECK_EQUAL(pr_pump_next(&pump, &event), -ESHUTDOWN);
+            CHECK(!pump.has_pending);
+        }
+        pr_pump_deinit(&pump);
+        queue->ops->free(queue);
+        close_pair(pair);
+        end();
+    }
+}
+
+static int listen_somewhere(struct sockaddr_in *address)
+{
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    socklen_t size = sizeof *address;
+    *address =
+        (struct sockaddr_in){.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    REQUIRE_EQUAL(bind(fd, (struct sockaddr *)address, sizeof *address), 0);
+    REQUIRE_EQUAL(getsockname(fd, (struct sockaddr *)address, &size), 0);
+    REQUIRE_EQUAL(listen(fd, 16), 0);
+    return fd;
+}
+
+/* A loop without room is passed over; where all are, the listener waits and other events do not. */
+static void connections_go_to_the_loops_that_have_room(void)
+{
+    enum { LOOPS = 2, CLIENTS = 6 };
+    struct sockaddr_in address;
+    struct pr_loop_place places[LOOPS];
+    struct pr_pump pump = {.set = &handles, .places = places, .place_count = LOOPS};
+    struct pr_event event;
+    struct pr_request request;
+    int clients[CLIENTS], pair[2];
+    begin(8);
+    for (int i = 0; i < LOOPS; i++) {
+        places[i] = (struct pr_loop_place){.set = &handles};
+        REQUIRE_EQUAL(pr_request_queue_new(&places[i].connections, "spsc", i == 0 ? 1 : 4, 0), 0);
+    }
+    int listener = listen_somewhere(&address);
+    add(listener, PR_READABLE, PR_HANDLE_SPREAD);
+    for (int i = 0; i < CLIENTS; i++) {
+        clients[i] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        REQUIRE_EQUAL(connect(clients[i], (struct sockaddr *)&address, sizeof address), 0);
+    }
+    open_pair(pair);
+    send_byte(pair[1]);
+    add(pair[0], PR_READABLE, 0);
+    int result;
+    while ((result = pr_pump_next(&pump, &event)) == 0)
+        ; /* woken by itself: the loops' set is its own */
+    REQUIRE_EQUAL(result, 1);
+    CHECK_EQUAL(event.fd, pair[0]); /* although nobody takes the connections */
+    while (pump.handed_over < 5)
+        (void)pr_pump_next(&pump, &event);
+    CHECK_EQUAL(places[0].connections->ops->depth(places[0].connections), 1);
+    CHECK_EQUAL(places[1].connections->ops->depth(places[1].connections), 4);
+    REQUIRE_EQUAL(places[0].connections->ops->try_get(places[0].connections, &request, 1), 1);
+    pr_request_release(&request);
+    while (pump.handed_over < CLIENTS)
+        (void)pr_pump_next(&pump, &event);
+    CHECK_EQUAL(places[0].connections->ops->depth(places[0].connections), 1);
+    for (int i = 0; i < LOOPS; i++)
+        places[i].connections->ops->free(places[i].connections);
+    for (int i = 0; i < CLIENTS; i++)
+        close(clients[i]);
+    close(listener);
     close_pair(pair);
     end();
 }
@@ -520,13 +830,23 @@ int main(void)
     RUN(what_is_removed_while_busy_is_out_when_it_is_complete);
     RUN(a_number_that_comes_again_hears_nothing_of_its_former_life);
     RUN(a_suspended_handle_is_silent_until_it_is_resumed);
+    RUN(what_nobody_wants_is_not_reported);
+    RUN(an_event_that_was_on_its_way_is_dropped);
+    RUN(a_refused_handle_is_out);
+    RUN(an_event_drops_only_its_own_handle);
+    RUN(the_waiter_adds_what_others_register);
+    RUN(a_closed_set_refuses_everything);
     RUN(timers_come_by_deadline_and_never_early);
     RUN(only_the_leader_leads);
+    RUN(a_follower_can_be_interrupted_before_it_sleeps_and_while_it_does);
     RUN(the_lead_goes_round);
     RUN(the_lead_goes_round_event_by_event);
     RUN(the_leader_stays_where_it_delegates);
     RUN(a_channel_is_read_to_its_end_and_written_by_the_pump);
     RUN(a_channel_whose_peer_does_not_read_is_not_read_until_all_is_written);
+    RUN(a_full_queue_lets_signals_through_and_keeps_the_request);
+    RUN(what_is_pending_is_released_with_the_queue_or_the_pump);
+    RUN(connections_go_to_the_loops_that_have_room);
     RUN(steps_are_read_in_the_order_of_time_or_counted_as_lost);
     RUN(every_signal_comes_to_the_source);
     return check_status();

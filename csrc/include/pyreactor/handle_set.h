@@ -48,6 +48,7 @@ struct pr_channel {
 
 struct pr_handle {
     bool used;
+    bool unasked;   /* registered, and the demultiplexer is still to be told */
     bool busy;      /* reported, and not completed */
     bool suspended; /* not to be reported until resumed */
     bool removed;   /* while it was busy */
@@ -72,8 +73,13 @@ struct pr_handle_set {
     int events_per_wait;
 
     /* Under the lock: */
+    bool closed;
+    bool waiter_adds;          /* see pr_handle_set_let_waiter_add() */
     struct pr_handle *handles; /* owned; by descriptor */
     int capacity;
+    int *unasked; /* owned; descriptors that the waiting thread is to add, or that are gone */
+    int unasked_count;
+    int unasked_capacity;
     uint32_t last_generation;
     struct pr_timer_heap timers;
     struct pr_event ready[PR_EVENTS_PER_WAIT_MAX + PR_TIMERS_PER_WAIT_MAX]; /* a ring */
@@ -89,26 +95,47 @@ struct pr_handle_set {
 void pr_handle_set_init(struct pr_handle_set *set, struct pr_demux *demux, struct pr_trace *trace,
                         int events_per_wait);
 
-/* Frees it; timers are forgotten, handles stay open.  Any thread, when no other uses it. */
+/*
+ * Forgets timers and handles, which stay open; all later calls fail with -ESHUTDOWN, or do nothing.
+ * The demultiplexer is not used any more.  Any thread, when none waits.
+ */
+void pr_handle_set_close(struct pr_handle_set *set);
+
+/* Frees it.  Any thread, when no other uses it. */
 void pr_handle_set_deinit(struct pr_handle_set *set);
 
 /*
+ * From here on only the waiting thread adds handles to the demultiplexer: what others register is
+ * added when that thread waits next, for which it is woken.  What the demultiplexer refuses then
+ * is reported as an event with nothing ready.  Any thread.
+ */
+void pr_handle_set_let_waiter_add(struct pr_handle_set *set);
+
+/*
  * Registers the open descriptor `fd` for what is wanted of it.  Returns 0 and its generation, or a
- * negative errno as pr_demux_ops.add does; -EEXIST also while its removal waits for its handler.
- * Any thread.
+ * negative errno as pr_demux_ops.add does; -EEXIST also while its removal waits for its handler,
+ * -ESHUTDOWN where the set is closed.  Any thread.
  */
 int pr_handle_set_register(struct pr_handle_set *set, int fd, uint32_t wanted, uint32_t flags,
                            uint32_t *generation);
 
 /*
- * Removes a handle.  Returns 0: it is out, and may be closed; 1: its handler is about to run or
- * running, and pr_handle_set_complete() will say so; or -ENOENT.  Any thread.
+ * Removes a handle.  Returns 0 and its generation: it is out, and may be closed; 1: its handler is
+ * about to run or running, and pr_handle_set_complete() will say so; or -ENOENT, -ESHUTDOWN.  Any
+ * thread.
  */
-int pr_handle_set_remove(struct pr_handle_set *set, int fd);
+int pr_handle_set_remove(struct pr_handle_set *set, int fd, uint32_t *generation);
+
+/* Removes the handle of an event, unless it was removed already; its thread completes the event
+ * all the same, and learns from that whether it is out.  The thread that has the event. */
+void pr_handle_set_drop(struct pr_handle_set *set, const struct pr_event *event);
+
+/* Whether the handle is registered.  Any thread. */
+bool pr_handle_set_has(struct pr_handle_set *set, int fd);
 
 /*
  * Changes what is wanted, lets the handle rest, or ends its rest.  While it is busy it takes effect
- * when its handler has returned.  Return 0 or a negative errno: -ENOENT.  Any thread.
+ * when its handler has returned.  Return 0 or a negative errno: -ENOENT, -ESHUTDOWN.  Any thread.
  */
 int pr_handle_set_modify(struct pr_handle_set *set, int fd, uint32_t wanted);
 int pr_handle_set_suspend(struct pr_handle_set *set, int fd);
@@ -131,15 +158,16 @@ bool pr_handle_set_is_wanted(struct pr_handle_set *set, const struct pr_event *e
 
 /*
  * Ends the event of a handle: its handler has returned.  The handle is waited for again.  Returns
- * 0; 1 where it was removed meanwhile: it is out now and may be closed; or a negative errno where
- * the demultiplexer refuses it, as when it was closed.  The thread that has the event.
+ * 0, or 1 where it was removed meanwhile, or the demultiplexer refuses it, as when it was closed:
+ * it is out now and may be closed.  The thread that has the event.
  */
 int pr_handle_set_complete(struct pr_handle_set *set, const struct pr_event *event);
 
 /*
  * Puts bytes, which are copied, behind those to be written to a PR_HANDLE_CHANNEL, and waits for it
  * to become writable.  Where more than PR_UNSENT_BYTES_MAX are left, nothing is read until all is
- * written.  Returns how many are unsent, or a negative errno: -ENOENT, -ENOMEM.  Any thread.
+ * written.  Returns how many are unsent, or a negative errno: -ENOENT, -ENOMEM, -ESHUTDOWN.  Any
+ * thread.
  */
 int64_t pr_handle_set_write(struct pr_handle_set *set, int fd, const char *data, size_t size);
 
@@ -157,8 +185,8 @@ bool pr_handle_set_close_when_written(struct pr_handle_set *set, int fd);
 /* Makes the wait return soon, or the next one.  Any thread. */
 void pr_handle_set_wake(struct pr_handle_set *set);
 
-/* Starts an idle timer, by its deadline_ns; its callback.owner is the event's timer_id.  Returns 0
- * or -ENOMEM.  Any thread. */
+/* Starts an idle timer, by its deadline_ns; its callback.owner is the event's timer_id.  Returns
+ * 0, -ENOMEM or -ESHUTDOWN.  Any thread. */
 int pr_handle_set_start_timer(struct pr_handle_set *set, struct pr_timer *timer);
 
 /* Cancels a timer.  Returns whether it had not been reported yet.  Any thread. */

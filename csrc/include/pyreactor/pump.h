@@ -45,6 +45,8 @@ struct pr_pump {
     unsigned place_count;
     unsigned next_place;
     _Atomic(uint64_t) handed_over;
+    struct pr_request pending; /* the pump's: for which there was no room before a signal */
+    bool has_pending;
 };
 
 /* What a worker has taken out of the queue. */
@@ -56,11 +58,16 @@ struct pr_work {
 
 /*
  * Waits for events and puts them into the queue, waiting for room in it if need be.  Returns 1 with
- * an event that the caller handles itself (PR_HANDLE_INLINE, or all of them without a queue); 0
- * when it is to stop or was woken by pr_handle_set_wake(); -EINTR when a signal ended the wait,
- * -ESHUTDOWN where the queue is closed, or another negative errno.  The pump's thread.
+ * an event that the caller handles itself (PR_HANDLE_INLINE, all of them without a queue, and of a
+ * PR_HANDLE_SPREAD what is no connection); 0 when it is to stop or was woken by
+ * pr_handle_set_wake(); -EINTR when a signal ended the wait, for events or for room, -ESHUTDOWN
+ * where the queue is closed, or another negative errno.  The pump's thread.
  */
 int pr_pump_next(struct pr_pump *pump, struct pr_event *event);
+
+/* Releases what the pump still holds; the queue and the handle set are the caller's.  Any thread,
+ * when no other uses it. */
+void pr_pump_deinit(struct pr_pump *pump);
 
 /* Makes pr_pump_next() return 0, from now on.  Any thread. */
 void pr_pump_stop(struct pr_pump *pump);

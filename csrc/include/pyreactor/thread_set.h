@@ -32,6 +32,7 @@ struct pr_member {
     struct pr_member *next;  /* in the list of those who sleep */
     bool sleeping;           /* it is in that list */
     bool has_task;
+    bool interrupted;          /* pr_thread_set_join() is to return */
     struct pr_event task;      /* what the leader gave it */
     _Atomic(uint64_t) led;     /* events that it waited for as the leader */
     _Atomic(uint64_t) handled; /* events that it handled */
@@ -63,7 +64,8 @@ void pr_member_init(struct pr_member *member);
  * Joins the set as a follower, from PROCESSING or for the first time, and waits until the caller is
  * the leader (returns 0), or was given an event (returns 1), which it is PROCESSING then.  A leader
  * stays the leader.  Otherwise -ETIMEDOUT after `timeout_ns` (-1: no limit), -EINTR when a signal
- * ended the wait, -ESHUTDOWN where the set is closed.  The member's thread.
+ * or pr_thread_set_interrupt() ended the wait, -ESHUTDOWN where the set is closed.  The member's
+ * thread.
  */
 int pr_thread_set_join(struct pr_thread_set *set, struct pr_member *member, struct pr_event *event,
                        int64_t timeout_ns);
@@ -89,6 +91,9 @@ int pr_thread_set_delegate(struct pr_thread_set *set, struct pr_member *member,
  */
 int pr_thread_set_next(struct pr_thread_set *set, struct pr_handle_set *handles,
                        struct pr_member *member, struct pr_event *event);
+
+/* Makes the member's join() return -EINTR, or its next one.  Any thread, while the member lives. */
+void pr_thread_set_interrupt(struct pr_thread_set *set, struct pr_member *member);
 
 /* Takes the caller out; a leader makes room for a follower.  The member's thread. */
 void pr_thread_set_leave(struct pr_thread_set *set, struct pr_member *member);
