@@ -239,9 +239,9 @@ class _Dispatcher:
             self._claim()
             self._runner = threading.current_thread()
         try:
-            with self._starting:
-                self._start_others()
             with _Interrupts(self):
+                with self._starting:
+                    self._start_others()
                 self._main(0)
         finally:
             self._runner = None
