@@ -60,6 +60,7 @@ CSRC = {
     ],
     "_file": [],
     "_sock": [],
+    "_thread_pool": ["csrc/queue/parker.c"],
     "_tls_engine": ["csrc/tls/openssl.c", "csrc/tls/tls.c"],
     "_tls": [],
 }

@@ -317,6 +317,17 @@ cdef extern from "pyreactor/bell.h" nogil:
     bint pr_bell_disarm(pr_bell_list *list, pr_bell *bell)
 
 
+cdef extern from "pyreactor/latch.h" nogil:
+    ctypedef struct pr_latch "struct pr_latch":
+        pass
+    void pr_latch_init(pr_latch *latch)
+    bint pr_latch_is_open(pr_latch *latch)
+    void pr_latch_open_quietly(pr_latch *latch)
+    void pr_latch_wake(pr_latch *latch)
+    void pr_latch_open(pr_latch *latch)
+    int pr_latch_wait(pr_latch *latch, int64_t deadline_ns)
+
+
 cdef extern from "pyreactor/buffer_pool.h" nogil:
     size_t PR_BUFFER_ALIGNMENT
     uint32_t PR_BUFFER_NONE
