@@ -165,6 +165,17 @@ stress: ## check the request queue's history over many items; HISTORY_ITEMS, SEC
 	setarch -R build/c/tsan/tests/stress/queue_history --threads 4x4 --capacity 4 --log \
 	    --items 100000 --seconds $(SECONDS)
 
+# The shared queue's processes, killed KILLS times at random and at each of their steps.
+KILLS ?= 10000
+
+.PHONY: crash
+crash: ## kill the processes of a shared queue, again and again; KILLS
+	@mkdir -p build/c
+	$(CC) $(C_FLAGS) -O2 -DPR_CRASH_POINTS tests/stress/shared_crash.c -o build/c/shared_crash
+	for policy in at-most-once at-least-once; do \
+	    build/c/shared_crash $$policy $(KILLS) $$$$ || exit 1; \
+	done
+
 # $(call flavour,NAME): how build/c/NAME/ is filled, and c-NAME, which runs what is in it.
 define flavour
 programs_$(1) := $(C_TESTS:%.c=build/c/$(1)/%)

@@ -390,6 +390,80 @@ cdef extern from "pyreactor/request_queue.h" nogil:
         pr_request_queue *queue, pr_request *requests, size_t max, int64_t deadline_ns)
 
 
+cdef extern from "pyreactor/segment.h" nogil:
+    ctypedef struct pr_segment "struct pr_segment":
+        int fd
+        void *memory
+        size_t size
+    int pr_segment_create(pr_segment *segment, const char *name, size_t size)
+    int pr_segment_attach(pr_segment *segment, int fd)
+    void pr_segment_detach(pr_segment *segment)
+
+
+cdef extern from "pyreactor/shared_queue.h" nogil:
+    ctypedef enum pr_shared_policy "enum pr_shared_policy":
+        PR_AT_MOST_ONCE
+        PR_AT_LEAST_ONCE
+    ctypedef struct pr_shared_options "struct pr_shared_options":
+        uint32_t capacity
+        uint32_t item_bytes
+        uint32_t block_bytes
+        uint32_t blocks
+        uint32_t participants
+        pr_shared_policy policy
+        int64_t spin_ns
+        int64_t recheck_ns
+    ctypedef struct pr_shared_header "struct pr_shared_header":
+        uint32_t capacity
+        uint32_t item_bytes
+        uint32_t policy
+    ctypedef struct pr_shared_queue "struct pr_shared_queue":
+        pr_segment segment
+        pr_shared_header *header
+        uint32_t block_bytes
+        uint32_t block_count
+        uint32_t self
+    ctypedef struct pr_shared_item "struct pr_shared_item":
+        uint64_t position
+        uint64_t size
+        const char *data
+        uint32_t kind
+    ctypedef struct pr_shared_stats "struct pr_shared_stats":
+        uint64_t puts
+        uint64_t gets
+        uint64_t returned
+        uint64_t lost
+        uint64_t void_puts
+        uint64_t deaths
+        uint64_t put_sleeps
+        uint64_t get_sleeps
+        uint64_t put_wakes
+        uint64_t get_wakes
+    ctypedef struct pr_shared_stop "struct pr_shared_stop":
+        pass
+    ctypedef struct pr_shared_part "struct pr_shared_part":
+        const void *data
+        size_t size
+    int pr_shared_queue_create(pr_shared_queue *queue, const pr_shared_options *options)
+    int pr_shared_queue_attach(pr_shared_queue *queue, int fd)
+    void pr_shared_queue_detach(pr_shared_queue *queue)
+    int pr_shared_queue_rejoin_after_fork(pr_shared_queue *queue)
+    int pr_shared_queue_put(
+        pr_shared_queue *queue, const pr_shared_part *parts, size_t count, uint32_t kind,
+        int64_t deadline_ns)
+    int pr_shared_queue_get(pr_shared_queue *queue, pr_shared_item *item, int64_t deadline_ns)
+    int pr_shared_queue_wait(
+        pr_shared_queue *queue, pr_shared_stop *stop, int64_t deadline_ns)
+    void pr_shared_queue_stop_wait(pr_shared_queue *queue, pr_shared_stop *stop)
+    void pr_shared_queue_settle(pr_shared_queue *queue, const pr_shared_item *item)
+    void pr_shared_queue_give_back(pr_shared_queue *queue, const pr_shared_item *item)
+    void pr_shared_queue_close(pr_shared_queue *queue)
+    c_bool pr_shared_queue_is_closed(pr_shared_queue *queue)
+    size_t pr_shared_queue_depth(pr_shared_queue *queue)
+    int pr_shared_queue_clear(pr_shared_queue *queue)
+    void pr_shared_queue_read_stats(pr_shared_queue *queue, pr_shared_stats *stats)
+
+
 cdef extern from "pyreactor/trace.h" nogil:
     ctypedef enum pr_role "enum pr_role":
         pass

@@ -15,8 +15,7 @@ class FutureCondition:
 
 @disjoint_base
 class FutureCore:
-    @property
-    def _condition(self) -> Any: ...
+    _condition: Any
     _state: Any
     _result: Any
     _exception: Any

@@ -1,7 +1,7 @@
 """Pools: things that are made at start and used again and again.
 
-    ThreadPool      thread_pool.py      threads, as a concurrent.futures executor
-    BufferPool      buffer_pool.py      memory for receiving and sending
+ThreadPool      thread_pool.py      threads, as a concurrent.futures executor
+BufferPool      buffer_pool.py      memory for receiving and sending
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import queue as queue_module
 import threading
 import weakref
 from collections.abc import Callable
@@ -27,6 +28,8 @@ _numbers = itertools.count()
 
 class PoolFuture(FutureCore, Future[_T]):
     """The future that ThreadPool.submit() returns: a concurrent.futures.Future."""
+
+    _condition: Any  # FutureCore's
 
     __init__ = object.__init__  # FutureCore has made all that Future's would
 
@@ -101,7 +104,7 @@ class _State:
 
     def drain(self) -> list[FutureCore]:
         """Take the calls that nobody has taken yet out of the closed queue."""
-        left = []
+        left: list[FutureCore] = []
         try:
             while True:
                 item = self.queue.try_get(self)
@@ -183,9 +186,7 @@ class ThreadPool(ThreadPoolExecutor):
     def _shutdown(self) -> bool:  # type: ignore[override]
         return self._queue.closed
 
-    def submit(
-        self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs
-    ) -> Future[_T]:
+    def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         """Have fn(*args, **kwargs) called by a thread, and return its future.  Any thread.
 
         Raises RuntimeError after shutdown(), BrokenThreadPool where an initializer failed, and,
@@ -208,9 +209,7 @@ class ThreadPool(ThreadPoolExecutor):
         elif self._wait:
             self._queue.put(future)
         else:
-            import queue
-
-            raise queue.Full(
+            raise queue_module.Full(
                 f"{self._queue.capacity} calls wait already: submit fewer, or make the pool with "
                 "wait=True"
             )

@@ -14,15 +14,23 @@
 #include <unistd.h>
 
 #include "pyreactor/clock.h"
+#include "pyreactor/crash_point.h"
 
 #define SPINS_PER_CLOCK_READ 32 /* the clock costs as much as a few looks */
 
 void pr_parker_init(struct pr_parker *parker, int64_t spin_ns)
 {
     atomic_init(&parker->state, 0);
+    parker->futex_flags = FUTEX_PRIVATE_FLAG;
     parker->spin_ns = spin_ns;
     atomic_init(&parker->sleeps, 0);
     atomic_init(&parker->wakes, 0);
+}
+
+void pr_parker_init_shared(struct pr_parker *parker, int64_t spin_ns)
+{
+    pr_parker_init(parker, spin_ns);
+    parker->futex_flags = 0;
 }
 
 static uint32_t permits_of(uint32_t state)
@@ -44,7 +52,7 @@ static int futex_wait(struct pr_parker *parker, uint32_t state, int64_t deadline
     };
     atomic_fetch_add_explicit(&parker->sleeps, 1, memory_order_relaxed);
     long result =
-        syscall(SYS_futex, &parker->state, FUTEX_WAIT_BITSET_PRIVATE, state,
+        syscall(SYS_futex, &parker->state, FUTEX_WAIT_BITSET | parker->futex_flags, state,
                 deadline_ns == INT64_MAX ? NULL : &deadline, NULL, FUTEX_BITSET_MATCH_ANY);
     return result < 0 && errno != EAGAIN ? -errno : 0;
 }
@@ -52,7 +60,7 @@ static int futex_wait(struct pr_parker *parker, uint32_t state, int64_t deadline
 static void futex_wake(struct pr_parker *parker, uint32_t count)
 {
     atomic_fetch_add_explicit(&parker->wakes, 1, memory_order_relaxed);
-    syscall(SYS_futex, &parker->state, FUTEX_WAKE_PRIVATE, (int)count, NULL, NULL, 0);
+    syscall(SYS_futex, &parker->state, FUTEX_WAKE | parker->futex_flags, (int)count, NULL, NULL, 0);
 }
 
 /* Counts the thread among the sleepers.  Returns 0 or -EUSERS. */
@@ -134,11 +142,13 @@ int pr_park(struct pr_parker *parker, pr_parker_look *look, void *argument, int6
         int error = announce(parker);
         if (error < 0)
             return error;
+        PR_CRASH_POINT("park: announced");
         if (look(argument)) {
             withdraw(parker);
             return 0;
         }
         error = take_permit(parker, deadline_ns);
+        PR_CRASH_POINT("park: awake");
         if (error < 0)
             return error;
         if (look(argument))
@@ -157,6 +167,7 @@ uint32_t pr_unpark_sleepers(struct pr_parker *parker, uint32_t state, uint32_t c
     } while (!atomic_compare_exchange_weak_explicit(
         &parker->state, &state, state - woken * PR_PARKER_SLEEPER + woken * PR_PARKER_PERMIT,
         memory_order_acq_rel, memory_order_relaxed));
+    PR_CRASH_POINT("unpark: permits given");
     futex_wake(parker, woken);
     return woken;
 }

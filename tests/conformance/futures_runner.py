@@ -35,7 +35,6 @@ def replace(pool_name):
     executor = type(executor_name, (pool,), {"__module__": __name__})
     globals()[executor_name] = executor
     setattr(concurrent.futures, executor_name, executor)
-    setattr(concurrent.futures.thread, "ThreadPoolExecutor", concurrent.futures.ThreadPoolExecutor)
     return executor
 
 

@@ -12,7 +12,13 @@ import sys
 import pytest
 
 # The modules, and what of them asks for something that our pools do otherwise, on purpose.
-THREAD_MODULES = ("test_as_completed", "test_init", "test_shutdown", "test_thread_pool", "test_wait")
+THREAD_MODULES = (
+    "test_as_completed",
+    "test_init",
+    "test_shutdown",
+    "test_thread_pool",
+    "test_wait",
+)
 THREAD_CLASSES = "Thread"
 NOT_APPLICABLE = {
     "test_idle_thread_reuse": "threads are made at start, not when they are needed",

@@ -56,7 +56,8 @@ static inline bool pr_latch_look(void *argument)
 }
 
 /*
- * Waits until it is open, as pr_park() waits: returns 0, -ETIMEDOUT, -EINTR or -EUSERS.  Any thread.
+ * Waits until it is open, as pr_park() waits: returns 0, -ETIMEDOUT, -EINTR or -EUSERS.  Any
+ * thread.
  */
 static inline int pr_latch_wait(struct pr_latch *latch, int64_t deadline_ns)
 {

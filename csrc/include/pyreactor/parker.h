@@ -27,10 +27,18 @@
 
 struct pr_parker {
     _Atomic(uint32_t) state; /* the futex: sleepers and permits */
+    int32_t futex_flags;     /* FUTEX_PRIVATE_FLAG, or 0 where it lies in shared memory */
     int64_t spin_ns;         /* how long a thread looks again and again before it sleeps */
     _Atomic(uint64_t) sleeps;
     _Atomic(uint64_t) wakes; /* system calls, each for one thread or several */
 };
+
+/*
+ * Makes one for the threads of several processes, in memory that they share.  What a process that
+ * dies asleep leaves behind costs one system call in vain, and one look of a thread that is about
+ * to sleep; but one that dies after it was woken takes its wake-up along.  One thread, as above.
+ */
+void pr_parker_init_shared(struct pr_parker *parker, int64_t spin_ns);
 
 /* Says whether what the thread waits for is there.  It must look with seq_cst loads. */
 typedef bool pr_parker_look(void *argument);
