@@ -221,6 +221,7 @@ size_t pr_shared_queue_depth(struct pr_shared_queue *queue);
  */
 int pr_shared_queue_clear(struct pr_shared_queue *queue);
 
+/* Reads what has been counted, by all participants together. */
 void pr_shared_queue_read_stats(struct pr_shared_queue *queue, struct pr_shared_stats *stats);
 
 #endif

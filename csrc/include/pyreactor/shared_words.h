@@ -126,7 +126,10 @@ static inline bool pr_blocks_are_sound(struct pr_shared_queue *queue, uint64_t f
            size <= (queue->block_count - first) * (uint64_t)queue->block_bytes;
 }
 
-/* Frees the blocks of the item that lies in a slot, if it has any.  The slot's owner. */
+/*
+ * Frees the blocks of the item that lies in a slot, if it has any.  Any thread of the one who holds
+ * the slot.
+ */
 static inline void pr_slot_free_blocks(struct pr_shared_queue *queue, struct pr_shared_slot *slot)
 {
     uint64_t word = atomic_load_explicit(&slot->blocks, memory_order_relaxed);
