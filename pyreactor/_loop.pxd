@@ -117,6 +117,7 @@ cdef class LoopCore:
     cdef dict descriptor_watches  # descriptor -> DescriptorWatch
     cdef set open_transports  # each until its connection_lost() has returned
     cdef dict listeners  # descriptor -> Listener
+    cdef size_t operations  # that the kernel carries out; the core holds a reference to each
     cdef list retired  # stopped in this turn: the core may look at them until it ends
 
     cdef Py_ssize_t hidden_handles  # from the collector: scheduled while the loop runs

@@ -53,9 +53,11 @@ from pyreactor._native cimport (
     pr_loop_take_inbox,
     pr_loop_take_ready,
     pr_loop_take_timer,
+    pr_loop_visit_ops,
     pr_loop_visit_scheduled,
     pr_loop_wait,
     pr_now_ns,
+    pr_op,
     pr_ready_queue_count,
     pr_stats_read_times,
     pr_timer,
@@ -1363,6 +1365,7 @@ cdef class LoopCore:
             'handles': pr_ready_queue_count(&self.core.ready) if self.alive else 0,
             'timers': self.core.timers.count,
             'watches': watches,
+            'operations': self.operations,
             'streams': len(self.open_transports),
             'buffers': sum([transport._held_buffers() for transport in self.open_transports]),
         }
@@ -1384,6 +1387,11 @@ cdef int visit_owner(pr_callback *callback, void *argument) noexcept:
     return visit.visit(<PyObject *>callback.owner, visit.argument)
 
 
+cdef int visit_operation(pr_op *op, void *argument) noexcept:
+    cdef Visit *visit = <Visit *>argument
+    return visit.visit(<PyObject *>op.owner, visit.argument)
+
+
 cdef int traverse_loop(PyObject *self, visitproc visit, void *argument) noexcept:
     cdef Visit scheduled
     cdef int result = traverse_fields(self, visit, argument)
@@ -1392,6 +1400,8 @@ cdef int traverse_loop(PyObject *self, visitproc visit, void *argument) noexcept
     # What a loop that runs has scheduled is reachable anyway.
     if result == 0 and (<LoopCore>self).alive and (<LoopCore>self).thread_ident == 0:
         result = pr_loop_visit_scheduled(&(<LoopCore>self).core, visit_owner, &scheduled)
+    if result == 0 and (<LoopCore>self).operations:
+        result = pr_loop_visit_ops(&(<LoopCore>self).core, visit_operation, &scheduled)
     return result
 
 

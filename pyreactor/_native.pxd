@@ -39,6 +39,35 @@ cdef extern from "pyreactor/timer_heap.h":
         size_t count
 
 
+cdef extern from "pyreactor/op.h":
+    uint32_t PR_OP_DATA_ONLY
+    ctypedef enum pr_op_kind "enum pr_op_kind":
+        PR_OP_READ
+        PR_OP_WRITE
+        PR_OP_FSYNC
+        PR_OP_TRUNCATE
+        PR_OP_STATX
+        PR_OP_OPEN
+        PR_OP_CLOSE
+        PR_OP_RENAME
+        PR_OP_UNLINK
+        PR_OP_MKDIR
+        PR_OP_KINDS
+    ctypedef struct pr_op "struct pr_op":
+        pr_op_kind kind
+        int fd
+        int other_fd
+        uint32_t size
+        void *buffer
+        int64_t position
+        const char *path
+        const char *other_path
+        uint32_t flags
+        uint32_t mode
+        void *owner
+        int (*on_complete)(pr_op *op, int32_t result) noexcept
+
+
 cdef extern from "pyreactor/backend.h":
     uint32_t PR_READABLE
     uint32_t PR_WRITABLE
@@ -162,9 +191,14 @@ cdef extern from "pyreactor/loop.h" nogil:
     pr_timer *pr_loop_take_timer(pr_loop *loop)
     void pr_loop_add_flush(pr_loop *loop, pr_flush *flush)
     void pr_loop_remove_flush(pr_flush *flush)
+    bint pr_loop_supports(const pr_loop *loop, pr_op_kind kind)
+    void pr_loop_submit(pr_loop *loop, pr_op *op)
+    void pr_loop_cancel(pr_loop *loop, pr_op *op)
 
 
 cdef extern from "pyreactor/loop.h":
+    int pr_loop_visit_ops(
+        const pr_loop *loop, int (*visit)(pr_op *op, void *argument) noexcept, void *argument)
     int pr_loop_visit_scheduled(
         const pr_loop *loop, int (*visit)(pr_callback *callback, void *argument) noexcept,
         void *argument)

@@ -4,6 +4,7 @@ The built-in files are the model: a random series of operations has to give the 
 """
 
 import asyncio
+import collections
 import concurrent.futures
 import errno
 import functools
@@ -13,11 +14,16 @@ import io
 import os
 import pathlib
 import random
+import re
 import resource
+import shutil
 import signal
 import stat
+import subprocess
+import sys
 import threading
 import warnings
+import weakref
 
 import aiofiles
 import aiofiles.os
@@ -34,6 +40,7 @@ LOOPS = {
     "io_uring": functools.partial(pyreactor.Loop, backend="io_uring"),
     "aiofiles": asyncio.SelectorEventLoop,
 }
+ROOT = str(pathlib.Path(__file__).resolve().parents[1])
 LINES = b"".join(b"%d: %s\n" % (number, b"x" * (number % 90)) for number in range(5000))
 
 
@@ -903,6 +910,80 @@ def test_a_file_belongs_to_the_loop_that_opened_it(files, new_loop, path):
     with pytest.raises(RuntimeError):
         other.run_until_complete(file.read())
     one.run_until_complete(file.close())
+
+
+@pytest.mark.skipif(bool(io_uring_is_missing()), reason="no io_uring here")
+def test_a_loop_that_is_dropped_with_operations_under_way_goes(fifo):
+    loop = pyreactor.Loop(backend="io_uring")
+    gone = weakref.ref(loop)
+    end = os.open(fifo, os.O_RDWR)
+
+    async def main():
+        file = await our_files.open(fifo, "rb")
+        task = asyncio.create_task(file.read(10))
+        await turns(1)
+        task.cancel()
+        await asyncio.wait([task])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # a recorded one would keep the file
+        loop.run_until_complete(main())
+        del loop
+        gc.collect()
+        gc.collect()
+    assert gone() is None
+    os.close(end)
+
+
+PROGRAM = """
+import asyncio, os, sys
+import pyreactor
+from pyreactor import files
+
+async def main(folder):
+    os.access("/begin", os.F_OK)
+    path = os.path.join(folder, "file")
+    async with files.open(path, "w+b") as file:
+        await file.write(b"x" * 100_000)
+        await file.fsync()
+        await file.seek(0)
+        assert len(await file.read()) == 100_000
+        await asyncio.gather(*(file.pread(4096, n) for n in range(64)))
+        await file.pwrite(b"y", 5)
+        await file.fdatasync()
+    async with files.open(path) as file:
+        async for line in file:
+            pass
+    await files.os.mkdir(path + ".d")
+    await files.os.rename(path, path + ".d/other")
+    assert (await files.os.stat(path + ".d/other")).st_size == 100_000
+    await files.os.unlink(path + ".d/other")
+    await files.os.rmdir(path + ".d")
+    os.access("/end", os.F_OK)
+
+files.os  # imported before the beginning
+pyreactor.Loop(backend="io_uring").run_until_complete(main(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(bool(io_uring_is_missing()), reason="no io_uring here")
+def test_on_the_ring_neither_a_thread_nor_another_call_does_it(tmp_path):
+    if not shutil.which("strace"):
+        assert os.environ.get("CI") != "true", "install strace: make deps"
+        pytest.skip("install strace: make deps")
+    record = tmp_path / "strace"
+    command = ["strace", "-f", "-o", record, sys.executable, "-c", PROGRAM, tmp_path]
+    subprocess.run(command, check=True, timeout=120, env=os.environ | {"PYTHONPATH": ROOT})
+    lines = record.read_text().splitlines()
+    begin, end = (n for n, line in enumerate(lines) if '"/begin"' in line or '"/end"' in line)
+    calls = [re.match(r"\d+\s+(\w+)\(", line) for line in lines[begin + 1 : end]]
+    names = collections.Counter(call[1] for call in calls if call)
+    assert names["io_uring_enter"] > 10
+    memory = {"brk", "mmap", "munmap", "mremap", "madvise"}
+    # lseek() says whether a file has positions, and sets the descriptor's own: no I/O.  asyncio
+    # of Python 3.11 asks for the process's number with each get_running_loop().
+    assert set(names) - memory <= {"io_uring_enter", "lseek", "getpid"}, names
+    assert len({line.split()[0] for line in lines}) == 1  # threads
 
 
 # --- The module os --------------------------------------------------------------------------------

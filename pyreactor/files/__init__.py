@@ -6,7 +6,8 @@
         async for line in file:
             ...
 
-The loop's thread pool carries out the operations, on any asyncio loop.
+On a loop whose backend is io_uring the kernel carries out the operations by itself; on any other
+loop, asyncio's own among them, its thread pool does.  What a program sees is the same.
 
     open            opening.py   modes and arguments, as of the built-in open()
     BinaryFile      binary.py    read-ahead and writes gathered, over positional reads and writes
@@ -14,16 +15,21 @@ The loop's thread pool carries out the operations, on any asyncio loop.
     TextFile        text.py      decoding and encoding over a BinaryFile
     files.os        os.py        stat, rename, unlink, mkdir ...; os.path in ospath.py
     files.tempfile  tempfile.py  files and folders that go by themselves
-    calls           calls.py     how a system call is made
+    calls           calls.py     how a system call is made: by a ring or by a thread
 
 docs/files.md is the guide.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pyreactor.files.binary import BinaryFile, RawFile
 from pyreactor.files.opening import open
 from pyreactor.files.text import TextFile
+
+if TYPE_CHECKING:
+    from pyreactor.files import os, tempfile  # which are imported when they are named
 
 __all__ = ["BinaryFile", "RawFile", "TextFile", "open", "os", "tempfile"]
 

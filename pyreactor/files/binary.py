@@ -29,6 +29,8 @@ _CLOSED = "I/O operation on closed file."
 class Answer(int):
     """Yes or no, at once or to be awaited: of aiofiles' files some want the one, some the other."""
 
+    __slots__ = ()
+
     def __await__(self) -> Generator[Any, Any, bool]:
         return bool(self)
         yield  # what makes this a generator
@@ -131,7 +133,7 @@ class BinaryFile:
     def isatty(self) -> Answer:
         """Return whether it is a terminal."""
         self._check_open()
-        return Answer(os.isatty(self._descriptor.fd))
+        return Answer(stat.S_ISCHR(self._status.st_mode) and os.isatty(self._descriptor.fd))
 
     def _check_open(self) -> None:
         if self._closing:
@@ -407,7 +409,7 @@ class BinaryFile:
             return
         self._closing = True
         if self._waits and self._reading is not None:
-            self._reading.cancel()
+            self._reading.cut_short()
         try:
             await self._close()
         except asyncio.CancelledError:
@@ -432,7 +434,7 @@ class BinaryFile:
     async def _give_back(self) -> None:
         """Part with the descriptor, which nothing may be under way on by then."""
         if self._reading is not None:
-            self._reading.cancel()
+            self._reading.cut_short()
         await self._descriptor.when_idle(self._loop)
         self._closed = True
         self._unwritten = bytearray()
@@ -470,7 +472,7 @@ class BinaryFile:
         if self._descriptor.owned:
             warnings.warn(f"unclosed file {shown!r}", ResourceWarning, stacklevel=3, source=shown)
         if self._reading is not None and not self._reading.done() and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._reading.cancel)
+            self._loop.call_soon_threadsafe(self._reading.cut_short)
         if self._writing is None:
             self._write_out_at_end()
         self._descriptor.abandon()

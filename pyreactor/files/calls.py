@@ -3,7 +3,7 @@
 Both kinds have the same methods.  Each begins its call at once and returns an operation: something
 to await, by one task at a time.  A task that is cancelled while it awaits one abandons it and no
 more: the operation goes on, keeps the memory and the descriptor that it works on, and may be
-awaited again.  `cancel()` is for those that may never end by themselves.
+awaited again.  `cut_short()` is for those that may never end by themselves.
 
 All: the loop's thread only.
 """
@@ -35,8 +35,8 @@ class Operation(Protocol[_T_co]):
     def __await__(self) -> Generator[Any, Any, _T_co]:
         """Return the call's result, or raise its OSError."""
 
-    def cancel(self) -> object:
-        """Cut it short, if that can be done; it ends all the same, perhaps with ECANCELED."""
+    def cut_short(self) -> object:
+        """End it early, if that can be done: with ECANCELED, unless it is done by then."""
 
     def done(self) -> bool:
         """Return True once it has ended."""
@@ -181,7 +181,7 @@ class ThreadOperation:
         """Return True once it has ended."""
         return self._done
 
-    def cancel(self) -> None:
+    def cut_short(self) -> None:
         """End the wait for the descriptor; a thread that has begun cannot be stopped."""
         if self._waits_for and not self._done:
             self._stop_waiting()

@@ -199,7 +199,7 @@ async def _descriptor_of(
         try:
             descriptor = await opening
         except asyncio.CancelledError:
-            opening.cancel()  # at a pipe that has no other end it would wait for ever
+            opening.cut_short()  # at a pipe that has no other end it would wait for ever
             raise
     try:
         status = descriptor.status or await calls.status(descriptor)
