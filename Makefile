@@ -142,7 +142,7 @@ C_FLAGS_tsan := -O1 -fno-omit-frame-pointer -fsanitize=thread
 C_SOURCES := $(sort $(filter csrc/%.c,$(NATIVE)))
 C_TESTS := $(sort $(wildcard tests/c/test_*.c)) tests/stress/queue_history.c
 C_AIDS := $(filter-out $(C_TESTS),$(sort $(wildcard tests/c/*.c)))
-C_FILES := $(sort $(filter csrc/%,$(NATIVE)) $(wildcard tests/c/*.[ch] tests/stress/*.c tests/model/*.[ch] benchmarks/*/*.[ch]))
+C_FILES := $(sort $(filter csrc/%,$(NATIVE)) $(wildcard tests/c/*.[ch] tests/stress/*.c tests/fuzz/*.c tests/model/*.[ch] benchmarks/*/*.[ch]))
 
 .PHONY: test-c asan tsan
 test-c: c-plain ## run the C tests
@@ -175,6 +175,12 @@ crash: ## kill the processes of a shared queue, again and again; KILLS
 	for policy in at-most-once at-least-once; do \
 	    build/c/shared_crash $$policy $(KILLS) $$$$ || exit 1; \
 	done
+
+CASES ?= 10000000
+
+.PHONY: fuzz
+fuzz: $(VENV)/.made ## framers under sanitizers against a model; CASES random streams
+	$(PY) tests/fuzz/framing.py --cases $(CASES)
 
 # $(call flavour,NAME): how build/c/NAME/ is filled, and c-NAME, which runs what is in it.
 define flavour

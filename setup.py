@@ -44,6 +44,8 @@ CSRC = {
         "csrc/demux/uring.c",
         "csrc/loop/wakeup.c",
     ],
+    "_fsm": ["csrc/fsm/transition_table.c"],
+    "_http1": ["csrc/fsm/http1.c"],
     "_framing": ["csrc/framing/framer.c", "csrc/fsm/http1.c"],
     "_transport": ["csrc/stream/stream.c", "csrc/stream/write_queue.c"],
     "_datagram": ["csrc/datagram/address.c", "csrc/datagram/datagram.c"],

@@ -10,6 +10,7 @@ The path of a received byte, which is also the map of the source:
     LoopMetrics             metrics.py      what loop.metrics() returns
     RequestQueue            request_queue.py  requests between threads, over the compiled _queue
     framing                 framing.py      messages in a stream, over the compiled _framing
+    fsm                     fsm/            state machines, over the compiled _fsm and _http1
     python -m pyreactor     cli.py          runs an unchanged asyncio program
 
 Importing this package changes nothing in the process: no policy is set, no thread is started,

@@ -670,6 +670,27 @@ cdef extern from "pyreactor/http1.h" nogil:
         size_t line_bytes_max
         size_t headers_max
         size_t head_bytes_max
+    ctypedef struct pr_range "struct pr_range":
+        uint32_t begin
+        uint32_t bytes
+    ctypedef struct pr_http1_header "struct pr_http1_header":
+        pr_range name
+        pr_range value
+    ctypedef struct pr_http1_head "struct pr_http1_head":
+        pr_range method
+        pr_range target
+        int minor_version
+        size_t header_count
+        size_t bytes
+        int64_t content_length
+        c_bool chunked
+        c_bool keep_alive
+        const char *reason
+        int status
+    pr_line pr_http1_find_line(const char *data, size_t size, size_t *scanned)
+    int pr_http1_head_init(
+        pr_http1_head *head, const pr_http1_limits *limits, pr_http1_header *headers)
+    pr_line pr_http1_head_feed(pr_http1_head *head, const char *data, size_t size)
 
 
 cdef extern from "pyreactor/framer.h" nogil:
@@ -702,3 +723,30 @@ cdef extern from "pyreactor/framer.h" nogil:
     int pr_framer_feed(pr_framer *framer, const char **data, size_t *size, pr_frame *frame)
     int pr_framer_end(pr_framer *framer, pr_frame *frame)
     size_t pr_framer_pending(const pr_framer *framer)
+
+
+cdef extern from "pyreactor/transition_table.h":
+    ctypedef struct pr_transition "struct pr_transition":
+        uint32_t source
+        uint32_t event
+        uint32_t target
+        uint32_t id
+        bint guarded
+    ctypedef struct pr_transition_table "struct pr_transition_table":
+        uint32_t states
+        uint32_t events
+        pr_transition *transitions
+    int pr_transition_table_init(
+        pr_transition_table *table, uint32_t states, uint32_t events,
+        const pr_transition *transitions, size_t count, size_t *offender)
+    void pr_transition_table_deinit(pr_transition_table *table)
+    int pr_transition_table_reach(
+        const pr_transition_table *table, uint32_t initial, c_bool *reached)
+    const pr_transition *pr_transition_table_cell(
+        const pr_transition_table *table, uint32_t state, uint32_t event,
+        const pr_transition **end)
+    # Its callback is Python's: -1 means that an exception is set.
+    int pr_transition_table_find(
+        const pr_transition_table *table, uint32_t state, uint32_t event,
+        int (*allows)(void *context, uint32_t id) except -1, void *context,
+        const pr_transition **taken) except -1

@@ -8,8 +8,13 @@
 #include <string.h>
 #include <strings.h>
 
-enum { BAD_REQUEST = 400, URI_TOO_LONG = 414, HEADERS_TOO_LARGE = 431 };
-enum { NOT_IMPLEMENTED = 501, VERSION_NOT_SUPPORTED = 505 };
+enum status {
+    BAD_REQUEST = 400,
+    URI_TOO_LONG = 414,
+    HEADERS_TOO_LARGE = 431,
+    NOT_IMPLEMENTED = 501,
+    VERSION_NOT_SUPPORTED = 505,
+};
 
 /* RFC 9110, 5.6.2: what names and methods consist of. */
 static bool is_token(unsigned char byte)
