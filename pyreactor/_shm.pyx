@@ -390,6 +390,20 @@ cdef class SharedQueueCore:
         delivery.held = True
         return delivery
 
+    def _take_view(self, timeout=None):
+        """Take an item as take() does, whatever the policy, as a view of the memory it lies in.
+
+        The view is released before ack() or nack(), and nothing of it is used afterwards.
+        """
+        cdef Delivery delivery = Delivery.__new__(Delivery)
+        if not self.get_item(&delivery.place, timeout):
+            raise TimeoutError('the queue stayed empty')
+        delivery.queue = self
+        delivery.held = True
+        delivery.item = PyMemoryView_FromMemory(
+            <char *>delivery.place.data, <Py_ssize_t>delivery.place.size, PyBUF_READ)
+        return delivery
+
     def __iter__(self):
         return self
 
