@@ -87,11 +87,12 @@ class BinaryFile:
         self._writing: Operation[int] | None = None  # the start of _unwritten
         self._pwrites: set[Operation[int]] = set()  # under way, or abandoned: _data may be stale
         self._stale = False  # one of them has made it so
-        try:
-            self._offset = os.lseek(descriptor.fd, 0, os.SEEK_CUR)
-            self._seekable = True
-        except OSError:
-            self._seekable = False
+        self._seekable = True
+        if isinstance(name, int) or not stat.S_ISREG(status.st_mode):
+            try:
+                self._offset = os.lseek(descriptor.fd, 0, os.SEEK_CUR)
+            except OSError:
+                self._seekable = False
         if self._appends and self._seekable:
             self._offset = status.st_size
         self._waits = not self._seekable
@@ -586,12 +587,19 @@ class BinaryFile:
                 if not count:
                     break
                 parts.append(self._data)
+                if count < more and self._is_at_end():
+                    break
                 self._data = b""
                 have += count
                 more = max(BUFFER_BYTES, 2 * count if count == more else 0)
         finally:
             parts = [part for part in parts if part]
             self._data = b"".join(parts)  # one alone is not copied
+
+    def _is_at_end(self) -> bool:
+        """Whether a read that was short says so, and no other has to: not so in /proc."""
+        size = self._status.st_size
+        return stat.S_ISREG(self._status.st_mode) and 0 < size <= self._offset
 
     async def _read_straight(self, view: memoryview) -> int:
         if self._unwritten:

@@ -221,7 +221,12 @@ class ThreadCalls:
 
     def close(self, descriptor: Descriptor) -> Operation[None]:
         """close(2).  The number is nobody's as soon as this is called."""
-        return self.run(os.close, descriptor.take())
+        fd = descriptor.take()
+        try:
+            return self.run(os.close, fd)
+        except RuntimeError:  # the loop or the pool has been closed
+            os.close(fd)
+            raise
 
     def read(
         self, descriptor: Descriptor, size: int, position: int, waits: bool = False

@@ -153,9 +153,22 @@ static void a_machine_without_it_says_so(void)
     }
 }
 
+static void the_probe_knows_what_the_kernel_has(void)
+{
+    uint64_t supported = 0;
+    if (!begin())
+        SKIP(NEEDS_URING);
+    REQUIRE_EQUAL(pr_uring_map_probe(&map, &supported), 0);
+    CHECK(supported >> PR_URING_NOP & 1);
+    CHECK(supported >> PR_URING_RECV & 1);
+    pr_uring_map_deinit(&map);
+    CHECK_AT_MOST(pr_uring_map_probe(&map, &supported), -1);
+}
+
 int main(void)
 {
     RUN(what_is_submitted_completes_once_and_in_order);
+    RUN(the_probe_knows_what_the_kernel_has);
     RUN(a_full_ring_gives_no_place);
     RUN(what_the_completion_ring_cannot_hold_is_kept);
     RUN(a_wait_is_never_early_and_ends_with_a_completion);
