@@ -42,7 +42,9 @@ static void release_connection(struct pr_request *request)
 static int put_pending(struct pr_pump *pump)
 {
     struct pr_request_queue *queue = pump->queue;
+    int64_t begin_ns;
     for (;;) {
+        begin_ns = pr_trace_begin(pump->trace);
         int result = queue->ops->try_put(queue, &pump->pending, 1);
         if (result == 1)
             break;
@@ -56,8 +58,8 @@ static int put_pending(struct pr_pump *pump)
         }
     }
     pump->has_pending = false;
-    pr_trace_note(pump->trace, PR_ACTION_PUT, pump->pending.fd,
-                  pump->pending.events & PR_EVENTS_MASK);
+    pr_trace_note_at(pump->trace, PR_ACTION_PUT, pump->pending.fd,
+                     pump->pending.events & PR_EVENTS_MASK, begin_ns);
     return 0;
 }
 
@@ -203,10 +205,10 @@ static int transfer_channel(struct pr_pump *pump, const struct pr_event *event)
 }
 
 /* The next loop with room for a connection, or NULL; only this thread puts into their queues. */
-static struct pr_loop_place *find_place(struct pr_pump *pump)
+static struct pr_loop_place *find_place(const struct pr_pump *pump)
 {
     for (unsigned i = 0; i < pump->place_count; i++) {
-        struct pr_loop_place *place = &pump->places[pump->next_place++ % pump->place_count];
+        struct pr_loop_place *place = &pump->places[(pump->next_place + i) % pump->place_count];
         const struct pr_request_queue *queue = place->connections;
         if (queue->ops->depth(place->connections) < queue->capacity)
             return place;
@@ -243,6 +245,7 @@ static int spread_connections(struct pr_pump *pump, const struct pr_event *event
         if (fd < 0)
             break; /* no more, or one that went away */
         struct pr_request request = {.release = release_connection, .fd = fd};
+        pump->next_place = (unsigned)(place - pump->places) + 1;
         if (place->connections->ops->try_put(place->connections, &request, 1) != 1) {
             close(fd); /* the loop has ended */
             continue;

@@ -6,8 +6,6 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#include "pyreactor/clock.h"
-
 static atomic_uint_fast64_t last_life;
 
 static _Thread_local enum pr_role this_role;
@@ -61,7 +59,8 @@ static struct pr_trace_ring *own_ring(struct pr_trace *trace)
     return ring;
 }
 
-void pr_trace_write(struct pr_trace *trace, enum pr_action action, int fd, uint32_t events)
+void pr_trace_write(struct pr_trace *trace, enum pr_action action, int fd, uint32_t events,
+                    int64_t time_ns)
 {
     struct pr_trace_ring *ring = own_ring(trace);
     uint64_t written = ring ? atomic_load_explicit(&ring->written, memory_order_relaxed) : 0;
@@ -72,7 +71,7 @@ void pr_trace_write(struct pr_trace *trace, enum pr_action action, int fd, uint3
         return;
     }
     ring->steps[written % PR_TRACE_STEPS_MAX] = (struct pr_step){
-        .time_ns = pr_now_ns(),
+        .time_ns = time_ns,
         .thread_id = ring->thread_id,
         .fd = fd,
         .events = events,

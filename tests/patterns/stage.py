@@ -3,13 +3,15 @@
 usage: stage.py KIND [OPTION=VALUE ...]
 
 Each call of a handler is between two marks, "handle/FD" and "handled/FD".  Beside "mark" it can be
-told to "hold" the next calls, to tell when they are "held", to "release" them, and for "stats".
+told to "hold" the next calls, to tell when they are "held", to "release" them, to set a "timer", to
+send itself a "signal", to tell when these have "happened", and for "stats".
 """
 
 from __future__ import annotations
 
 import ast
 import os
+import signal
 import sys
 import threading
 from typing import Any
@@ -24,7 +26,15 @@ from pyreactor.dispatchers import (
     Reactor,
 )
 from pyreactor.handle_set import HandleSet
-from pyreactor.handlers import AcceptHandler, EchoHandler, EchoService, TimerHandler
+from pyreactor.handlers import (
+    AcceptHandler,
+    EchoHandler,
+    EchoService,
+    SignalHandler,
+    TimerHandler,
+)
+
+SIGNAL = signal.SIGRTMIN + 7
 
 # How each is made; the options are those of the command line.
 KINDS = {
@@ -110,14 +120,38 @@ def serve(kind: str, options: dict[str, Any]) -> None:
     running = threading.Event()
     dispatcher.schedule_timer(TimerHandler(lambda timer: running.set()), 0)
 
+    happened = threading.Semaphore(0)
+    note = TimerHandler(lambda timer: happened.release())
+    dispatcher.register_signal(SIGNAL, SignalHandler(lambda number: happened.release()))
+
+    def set_timer(seconds: float) -> None:
+        dispatcher.schedule_timer(note, seconds)
+
+    def send_signal() -> None:
+        os.kill(os.getpid(), SIGNAL)
+
+    def await_happened(count: int) -> None:
+        for _ in range(count):
+            assert happened.acquire(timeout=witness.PATIENCE)
+
     def direct() -> None:
         try:
             assert running.wait(witness.PATIENCE)
+            with dispatcher._starting:  # the first thread may be there before the last
+                pass
             roles = {tid: role_of(name) for tid, name in dispatcher.threads().items()}
             roles[os.getpid()] = role_of(f"-{dispatcher._main_name}")
             facts = {"address": acceptor.address, "roles": roles, "listener": acceptor.fileno()}
-            actions = {"hold": gate.hold, "held": gate.held, "release": gate.release}
-            witness.obey(facts, {**actions, "stats": dispatcher.stats})
+            actions: dict[str, Any] = {
+                "hold": gate.hold,
+                "held": gate.held,
+                "release": gate.release,
+                "timer": set_timer,
+                "signal": send_signal,
+                "happened": await_happened,
+                "stats": dispatcher.stats,
+            }
+            witness.obey(facts, actions)
         except BaseException as exc:
             failed.append(exc)
             raise
@@ -135,11 +169,14 @@ def role_of(name: str) -> str:
     return name.split("-")[1]
 
 
+def value_of(text: str) -> Any:
+    """What an option says: a literal, or else a text."""
+    try:
+        return ast.literal_eval(text)
+    except ValueError:
+        return text
+
+
 if __name__ == "__main__":
-    serve(
-        sys.argv[1],
-        {
-            name: ast.literal_eval(value)
-            for name, value in (argument.split("=", 1) for argument in sys.argv[2:])
-        },
-    )
+    options = (argument.split("=", 1) for argument in sys.argv[2:])
+    serve(sys.argv[1], {name: value_of(value) for name, value in options})

@@ -140,6 +140,12 @@ class Scene:
             sleeps.append(f"{task.name} {status[status.index('voluntary_ctxt') :]}")
         return sleeps
 
+    def release_at(self, mark: str, held: int = 1) -> None:
+        """Wait until calls are held, and everything sleeps; mark it, and release them."""
+        self.tell("held", count=held)
+        self.settle(mark)
+        self.tell("release")
+
     def tids(self, role: str) -> set[int]:
         """Return the threads of a role."""
         return {tid for tid, name in self.roles.items() if name == role}
@@ -168,6 +174,17 @@ class Scene:
             and (tid is None or call.tid == tid)
             and begin <= call.start <= end
         ]
+
+    def accepted(self) -> list[Call]:
+        """Return the calls that accepted a connection."""
+        return [
+            call for call in self.calls(*ACCEPTS) if call.result is not None and call.result >= 0
+        ]
+
+    def waiting(self, at: str) -> list[Call]:
+        """Return the calls that threads of the dispatcher slept in at the time of a mark."""
+        time_ = self.time_of(at)
+        return [call for call in self._recorded if call.start < time_ < call.end and call.role]
 
     def marks(self, prefix: str = "") -> list[Call]:
         """Return the marks that begin with a text."""

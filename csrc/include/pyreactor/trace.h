@@ -12,6 +12,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "pyreactor/clock.h"
+
 #define PR_TRACE_STEPS_MAX 16384 /* unread, of one thread; a power of two */
 
 enum pr_action {
@@ -75,8 +77,9 @@ void pr_trace_deinit(struct pr_trace *trace);
 /* Says what the calling thread is, in all traces.  Any thread. */
 void pr_trace_set_role(enum pr_role role);
 
-/* Writes a step; see pr_trace_note().  Any thread. */
-void pr_trace_write(struct pr_trace *trace, enum pr_action action, int fd, uint32_t events);
+/* Writes a step that was done at `time_ns`; see pr_trace_note_at().  Any thread. */
+void pr_trace_write(struct pr_trace *trace, enum pr_action action, int fd, uint32_t events,
+                    int64_t time_ns);
 
 /* Takes up to `max` unread steps, in the order of time.  Returns how many.  One thread at a
  * time. */
@@ -87,7 +90,22 @@ static inline void pr_trace_note(struct pr_trace *trace, enum pr_action action, 
                                  uint32_t events)
 {
     if (trace && atomic_load_explicit(&trace->on, memory_order_relaxed))
-        pr_trace_write(trace, action, fd, events);
+        pr_trace_write(trace, action, fd, events, pr_now_ns());
+}
+
+/* The time of a step that begins now and is noted when it has succeeded, by which time another
+ * thread may have gone on; 0 where the trace is off.  Any thread. */
+static inline int64_t pr_trace_begin(struct pr_trace *trace)
+{
+    return trace && atomic_load_explicit(&trace->on, memory_order_relaxed) ? pr_now_ns() : 0;
+}
+
+/* Notes a step that began at a time of pr_trace_begin().  Any thread. */
+static inline void pr_trace_note_at(struct pr_trace *trace, enum pr_action action, int fd,
+                                    uint32_t events, int64_t time_ns)
+{
+    if (time_ns > 0)
+        pr_trace_write(trace, action, fd, events, time_ns);
 }
 
 #endif
