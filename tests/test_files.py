@@ -309,13 +309,13 @@ WRONG_ARGUMENTS = [
 ]
 
 
-@pytest.mark.parametrize("arguments", WRONG_ARGUMENTS, ids=str)
-async def test_wrong_arguments_are_refused_as_by_the_built_in_open(files, loop, path, arguments):
-    with pytest.raises(Exception) as expected, open(path, **arguments):
-        pass
-    with pytest.raises(type(expected.value)) as refused:
-        await files.open(path, **arguments)
-    assert str(refused.value) == str(expected.value)
+async def test_wrong_arguments_are_refused_as_by_the_built_in_open(files, loop, path):
+    for arguments in WRONG_ARGUMENTS:
+        with pytest.raises(Exception) as expected, open(path, **arguments):
+            pass
+        with pytest.raises(type(expected.value)) as refused:
+            await files.open(path, **arguments)
+        assert str(refused.value) == str(expected.value), arguments
 
 
 @pytest.mark.parametrize(
@@ -333,21 +333,21 @@ async def test_wrong_arguments_are_refused_as_by_the_built_in_open(files, loop, 
         ("nul\0", "r"),
     ],
 )
-@pytest.mark.parametrize("kind", [str, os.fsencode, pathlib.Path])
 async def test_what_cannot_be_opened_raises_what_open_raises(
-    files, loop, path, name, mode, kind, tmp_path
+    files, loop, path, name, mode, tmp_path
 ):
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    target = kind(str(tmp_path / name))
-    with pytest.raises((OSError, ValueError)) as expected, open(target, mode):
-        pass
-    with pytest.raises(type(expected.value)) as refused:
-        await files.open(target, mode)
-    if isinstance(expected.value, OSError):
-        assert refused.value.args == expected.value.args
-        assert refused.value.filename == expected.value.filename
-        assert str(refused.value) == str(expected.value)
+    for kind in (str, os.fsencode, pathlib.Path):
+        target = kind(str(tmp_path / name))
+        with pytest.raises((OSError, ValueError)) as expected, open(target, mode):
+            pass
+        with pytest.raises(type(expected.value)) as refused:
+            await files.open(target, mode)
+        if isinstance(expected.value, OSError):
+            assert refused.value.args == expected.value.args
+            assert refused.value.filename == expected.value.filename
+            assert str(refused.value) == str(expected.value)
 
 
 async def test_a_bad_descriptor_is_refused(files, loop, path):
@@ -537,6 +537,37 @@ async def test_many_bytes_go_and_come_in_one_call(files, loop, tmp_path):
         assert await file.read() == data
 
 
+async def test_looking_ahead_and_reading_what_is_there(files, loop, path):
+    async with files.open(path, "rb", 100) as file:
+        ahead = await file.peek()
+        assert LINES.startswith(ahead) and ahead
+        assert await file.tell() == 0
+        assert await file.read1(10) == LINES[:10]
+        more = await file.read1(50_000)
+        assert LINES[10:].startswith(more) and more
+        assert await file.read1(0) == b""
+    async with files.open(path, "rb", 0) as file:
+        await file.seek(100)
+        assert await file.readall() == LINES[100:]
+
+
+@differs("has neither")
+@pytest.mark.parametrize("mode", ["w", "wb"])
+async def test_what_is_synchronised_has_been_written(files, loop, tmp_path, mode):
+    text = "text" if mode == "w" else b"text"
+    async with files.open(tmp_path / "new", mode) as file:
+        await file.write(text)
+        await file.fsync()
+        assert (tmp_path / "new").read_text() == "text"
+        await file.write(text)
+        await file.fdatasync()
+        assert (tmp_path / "new").read_text() == "texttext"
+    async with files.open("/dev/null", mode) as file:
+        with pytest.raises(OSError) as failed:
+            await file.fsync()
+        assert failed.value.errno == errno.EINVAL
+
+
 @differs("blocks a thread")
 async def test_a_pipe_brings_what_is_written(files, loop, fifo):
     reading, writing = await asyncio.gather(files.open(fifo, "rb"), files.open(fifo, "wb", 0))
@@ -688,6 +719,14 @@ async def test_preads_and_pwrites_at_once(files, loop, tmp_path, buffering):
         for arguments in ((-1, 0), (1, -1)):
             with pytest.raises(ValueError, match="negative"):
                 await file.pread(*arguments)
+
+
+@differs("has no pread")
+async def test_thousands_of_preads_at_once(files, loop, path):
+    async with files.open(path, "rb") as file:
+        places = range(6000)  # more than a ring has places for
+        parts = await asyncio.gather(*(file.pread(10, place) for place in places))
+    assert parts == [LINES[place : place + 10] for place in places]
 
 
 @differs("has neither")

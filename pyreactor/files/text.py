@@ -187,8 +187,9 @@ class TextFile:
                 await buffer._fill_up(-1)
                 self._decode(len(buffer._data) - buffer._start, final=True)
                 return self._consume(-1)
-            while self._characters() < size and await self._decode_more():
-                pass
+            have = self._characters()
+            while have < size and (more := await self._decode_more()) >= 0:
+                have += more
             return self._consume(size)
         finally:
             buffer._pass_on()
@@ -387,8 +388,11 @@ class TextFile:
                 self._used = 0
         return "".join(parts)
 
-    def _decode(self, size: int, final: bool) -> None:
-        """Decode `size` bytes of the buffer's.  Where that fails they stay there."""
+    def _decode(self, size: int, final: bool) -> int:
+        """Decode `size` bytes of the buffer's; return how many characters that makes.
+
+        Where that fails they stay there.
+        """
         buffer = self.buffer
         data = buffer._data[buffer._start : buffer._start + size]
         position = buffer._position() if buffer._seekable else 0
@@ -404,16 +408,16 @@ class TextFile:
         self._has_decoded = True
         if data or text:
             self._pieces.append(Piece(position, *before, data, text))
+        return len(text)
 
-    async def _decode_more(self) -> bool:
-        """Decode what comes next; return False at the end, when all is decoded."""
+    async def _decode_more(self) -> int:
+        """Decode what comes next; return how many characters, -1 at the end."""
         buffer = self.buffer
         available = len(buffer._data) - buffer._start
         if not available:
             available = await buffer._fill(buffer._ahead)
-        before = len(self._pieces)
-        self._decode(min(available, PIECE_BYTES), final=not available)
-        return available > 0 or len(self._pieces) > before
+        characters = self._decode(min(available, PIECE_BYTES), final=not available)
+        return characters if available or characters else -1
 
     def _line_end(self, text: str, start: int) -> int:
         """Return where the line that goes on at `start` ends, 0 where it does not end in `text`."""
@@ -434,7 +438,7 @@ class TextFile:
         length = 0
         index = 0
         while True:
-            if index == len(self._pieces) and not await self._decode_more():
+            if index == len(self._pieces) and await self._decode_more() < 0:
                 return self._consume(length if size < 0 else min(size, length))
             while index < len(self._pieces):
                 text = self._pieces[index].text
