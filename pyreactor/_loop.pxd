@@ -92,6 +92,10 @@ cdef class LoopCore:
     cdef bint forked  # this is the copy in a forked child
     cdef unsigned long thread_ident  # of the thread that runs the loop; 0: none
 
+    # The program has put a time() of its own in place of the loop's: in the instance, or anywhere
+    cdef bint time_is_set
+    cdef bint has_own_clock
+
     # asyncio's names for the loop's state, which BaseEventLoop's methods use
     cdef public bint _closed
     cdef public bint _stopping
@@ -131,6 +135,8 @@ cdef class LoopCore:
 
     cdef int check_usable(self) except -1
     cdef int explain_unusable(self) except -1
+    cdef int look_for_clock(self) except -1
+    cdef int read_own_clock(self) except -1
     cdef TimerHandle start_timer(
         self, object when, object callback, tuple args, object context, str method)
     cdef int queue(self, Handle handle) except -1

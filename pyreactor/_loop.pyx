@@ -48,6 +48,8 @@ from pyreactor._native cimport (
     pr_loop_init,
     pr_loop_post,
     pr_loop_prepare,
+    pr_loop_show_time,
+    pr_loop_show_usual_time,
     pr_loop_start_timer,
     pr_loop_stats,
     pr_loop_take_inbox,
@@ -78,6 +80,7 @@ cdef extern from "Python.h":
     void PyObject_GC_UnTrack(PyObject *object)
     int PyObject_GC_IsTracked(PyObject *object)
     int PyErr_CheckSignals() except -1
+    int PyObject_GenericSetAttr(object owner, object name, PyObject *value) except -1
     PyObject **tuple_items "&PyTuple_GET_ITEM" (PyObject *tuple, Py_ssize_t index)
     Py_ssize_t PyTuple_GET_SIZE(PyObject *tuple)
     ctypedef int (*visitproc)(PyObject *object, void *argument) noexcept
@@ -724,6 +727,7 @@ cdef class LoopCore:
             raise_errno(error)
         self.alive = True
         self._closed = False
+        self.look_for_clock()
 
     def __dealloc__(self):
         if self.alive:
@@ -836,7 +840,9 @@ cdef class LoopCore:
         if delay is None:
             raise TypeError('delay must not be None')
         cdef object when
-        if type(delay) is float:
+        if self.has_own_clock:
+            when = self.time() + delay
+        elif type(delay) is float:
             when = pr_now_ns() / NS_PER_SECOND + <double>delay
         else:
             when = pr_now_ns() / NS_PER_SECOND + delay
@@ -870,6 +876,32 @@ cdef class LoopCore:
     def time(self):
         """Return the loop's clock in seconds: time.monotonic(), to the nanosecond.  Any thread."""
         return pr_now_ns() / NS_PER_SECOND
+
+    # A program may put its own time() in the place of the one above, in a subclass or, as tests do,
+    # in the loop itself.  Timers go by that clock then; whoever does not pays nothing for it.
+
+    def __setattr__(self, name, value):
+        PyObject_GenericSetAttr(self, name, <PyObject *>value)
+        if name == 'time':
+            self.time_is_set = True
+            self.look_for_clock()
+
+    def __delattr__(self, name):
+        PyObject_GenericSetAttr(self, name, NULL)
+        if name == 'time':
+            self.time_is_set = False
+            self.look_for_clock()
+
+    cdef int look_for_clock(self) except -1:
+        self.has_own_clock = self.time_is_set or type(self).time is not usual_time
+        if not self.has_own_clock:
+            pr_loop_show_usual_time(&self.core)
+        return 0
+
+    cdef int read_own_clock(self) except -1:
+        if self.has_own_clock:
+            pr_loop_show_time(&self.core, deadline_of(self.time()))
+        return 0
 
     cdef int queue(self, Handle handle) except -1:
         """Puts `handle` in the ready queue, once more where it is there already."""
@@ -1162,6 +1194,7 @@ cdef class LoopCore:
 
     def _run_turns(self):
         """Run turns until stop(); raises what must not be kept in the loop."""
+        self.look_for_clock()
         try:
             self.run_turns()
         finally:
@@ -1174,6 +1207,8 @@ cdef class LoopCore:
         cdef int64_t timeout_ns
         cdef int error
         while True:
+            if self.has_own_clock:
+                self.read_own_clock()
             timeout_ns = pr_loop_prepare(core)
             if timeout_ns == 0 or self._stopping:
                 error = pr_loop_wait(core, 0)
@@ -1185,6 +1220,8 @@ cdef class LoopCore:
             PyErr_CheckSignals()
             if self.retired:
                 self.retired.clear()
+            if self.has_own_clock:
+                self.read_own_clock()
             if pr_loop_dispatch(core) != 0 or self.escaping is not None:
                 self.raise_escaping()
             if self._stopping:
@@ -1369,6 +1406,9 @@ cdef class LoopCore:
             'streams': len(self.open_transports),
             'buffers': sum([transport._held_buffers() for transport in self.open_transports]),
         }
+
+
+cdef object usual_time = LoopCore.time
 
 
 # The garbage collector has to see what the C loop holds: a loop that was dropped with callbacks

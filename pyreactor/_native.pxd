@@ -177,6 +177,8 @@ cdef extern from "pyreactor/loop.h" nogil:
     int pr_loop_init(pr_loop *loop, const char *backend_name)
     void pr_loop_deinit(pr_loop *loop)
     void pr_loop_abandon_after_fork(pr_loop *loop)
+    void pr_loop_show_time(pr_loop *loop, int64_t now_ns)
+    void pr_loop_show_usual_time(pr_loop *loop)
     int64_t pr_loop_prepare(pr_loop *loop)
     int pr_loop_wait(pr_loop *loop, int64_t timeout_ns)
     int pr_loop_dispatch(pr_loop *loop)

@@ -55,7 +55,7 @@ cdef class TLSTransport(BaseTransport):
     cdef int step_handshake(self) except -1
     cdef int fail_handshake(self, object exception) except -1
     cdef int open(self) except -1
-    cdef int wake_waiter(self, object exception) except -1
+    cdef int wake_waiter(self, object exception, bint done=*) except -1
     cdef int deliver(self) except -1
     cdef int deliver_buffered(self) except -1
     cdef int peer_ended(self) except -1

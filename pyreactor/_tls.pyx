@@ -88,7 +88,8 @@ cdef class TLSTransport(BaseTransport):
     ):
         """Prepare TLS; the lower transport's connection_made() starts the handshake.
 
-        `sslcontext` None means a client's default.  `waiter` is a future for the handshake's end.
+        `sslcontext` None means a client's default.  `waiter` is a future for the handshake's end:
+        False where the program has closed the transport below, which was its own, before that.
         `engine` is 'auto', 'openssl' or 'memorybio'.
         """
         self._ssl_handshake_timeout = positive_seconds(
@@ -205,8 +206,9 @@ cdef class TLSTransport(BaseTransport):
         pr_loop_remove_flush(&self.flush.base)
         try:
             if handshaking:
-                self.wake_waiter(ConnectionAbortedError('SSL handshake was aborted')
-                                 if exc is None else exc)
+                if exc is None and not self.made:
+                    exc = ConnectionAbortedError('SSL handshake was aborted')
+                self.wake_waiter(exc, False)
             if self.made:
                 self.made = False
                 self.tell('connection_lost', <PyObject *>exc)
@@ -233,6 +235,10 @@ cdef class TLSTransport(BaseTransport):
     @property
     def _ssl_protocol(self):
         return self
+
+    @property
+    def _sslcontext(self):
+        return self.extra['sslcontext']
 
     # The handshake
 
@@ -287,13 +293,13 @@ cdef class TLSTransport(BaseTransport):
             self.deliver()
         return 0
 
-    cdef int wake_waiter(self, object exception) except -1:
+    cdef int wake_waiter(self, object exception, bint done=True) except -1:
         waiter = self.waiter
         self.waiter = None
         if waiter is None or waiter.done():
             return 0
         if exception is None:
-            waiter.set_result(None)
+            waiter.set_result(done)
         else:
             waiter.set_exception(exception)
         return 0

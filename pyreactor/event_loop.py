@@ -96,11 +96,11 @@ class Loop(
     @contextmanager
     def _running(self):
         """Be this thread's running loop, with asyncio's hooks in place."""
-        self._set_coroutine_origin_tracking(self._debug)
         previous_hooks = sys.get_asyncgen_hooks()
-        self._thread_id = threading.get_ident()
-        events._set_running_loop(self)
-        try:
+        try:  # from here on: Ctrl-C may raise anywhere
+            self._set_coroutine_origin_tracking(self._debug)
+            self._thread_id = threading.get_ident()
+            events._set_running_loop(self)
             sys.set_asyncgen_hooks(
                 firstiter=self._asyncgen_firstiter_hook,
                 finalizer=self._asyncgen_finalizer_hook,
@@ -230,8 +230,9 @@ class Loop(
         """Put TLS between `transport` and `protocol`; returns the transport to use from then on.
 
         What a StreamReader has received already belongs to TLS: on both sides, so that a peer
-        cannot slip plain text in before the handshake.  Raises TypeError for a context or a
-        transport that does not fit, and what the handshake raises.
+        cannot slip plain text in before the handshake.  Returns None where the program has closed
+        `transport` before the end of the handshake.  Raises TypeError for a context or a transport
+        that does not fit, and what the handshake raises.
         """
         if not isinstance(sslcontext, ssl.SSLContext):
             raise TypeError(
@@ -258,7 +259,7 @@ class Loop(
         begin = self.call_soon(upgraded.connection_made, transport)
         resume = self.call_soon(transport.resume_reading)
         try:
-            await waiter
+            done = await waiter
         except BaseException:
             transport.close()
             begin.cancel()
@@ -266,7 +267,7 @@ class Loop(
             raise
         finally:
             waiter = None  # its exception must not keep this frame alive
-        return upgraded
+        return upgraded if done else None
 
     # Pipes
 

@@ -1,6 +1,7 @@
 """Scheduling, timers, running and stopping, threads, tasks and reports of the loop itself."""
 
 import asyncio
+import contextlib
 import contextvars
 import fcntl
 import gc
@@ -17,6 +18,7 @@ import time
 import weakref
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
+from unittest import mock
 
 import pytest
 
@@ -816,6 +818,61 @@ def test_time_goes_on_within_a_callback(loop):
     loop.call_soon(look)
     run_turns(loop)
     assert times[1] - times[0] >= 0.001
+
+
+@contextlib.contextmanager
+def clock_in_the_instance(loop, clock):
+    with mock.patch.object(loop, "time", clock):
+        yield loop
+
+
+@contextlib.contextmanager
+def clock_in_a_subclass(loop, clock):
+    class Clocked(type(loop)):
+        def time(self):
+            return clock()
+
+    with contextlib.closing(Clocked()) as clocked:
+        yield clocked
+
+
+@pytest.mark.parametrize("place", [clock_in_the_instance, clock_in_a_subclass])
+def test_timers_go_by_a_clock_of_the_program(loop, place):
+    fired = []
+    clock = mock.Mock(return_value=1000.0)
+    with place(loop, clock) as clocked:
+        timers = [clocked.call_later(NEVER, fired.append, "late")]
+        timers.append(clocked.call_at(1000.0 + NEVER / 2, fired.append, "early"))
+        assert timers[0].when() == 1000.0 + NEVER
+        run_turns(clocked, 3)
+        assert fired == []
+        clock.return_value += NEVER / 2
+        run_turns(clocked, 3)
+        assert fired == ["early"]
+        clock.return_value += NEVER / 2
+        run_turns(clocked, 3)
+        assert fired == ["early", "late"]
+
+
+def test_timers_go_by_the_loops_clock_again_when_the_programs_is_taken_away(loop):
+    fired = []
+    with mock.patch.object(loop, "time", return_value=loop.time() + NEVER):
+        loop.call_later(NEVER, fired.append, "in two hours")
+        run_turns(loop)
+    loop.call_later(0.001, loop.stop)
+    loop.run_forever()
+    run_turns(loop)
+    assert fired == []
+
+
+def test_what_the_programs_clock_raises_leaves_the_loop_and_loses_nothing(loop):
+    called = []
+    loop.call_soon(called.append, "called")
+    with mock.patch.object(loop, "time", side_effect=ZeroDivisionError):
+        with pytest.raises(ZeroDivisionError):
+            loop.run_forever()
+    run_turns(loop)
+    assert called == ["called"]
 
 
 # Running and closing

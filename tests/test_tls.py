@@ -467,7 +467,7 @@ async def test_transport_is_an_asyncio_transport(loop, authority):
         assert not transport.can_write_eof()
         with pytest.raises(NotImplementedError):
             transport.write_eof()
-        assert transport._ssl_protocol is not None
+        assert transport._ssl_protocol._sslcontext is transport.get_extra_info("sslcontext")
         assert not transport.is_closing()
         assert transport.is_reading()
         transport.pause_reading()
@@ -1412,6 +1412,14 @@ async def test_start_tls_that_fails_ends_the_connection(loop, authority):
         await loop.start_tls(plain, protocol, authority.server(), server_side=True)
     await protocol.until_event("connection_lost")
     assert protocol.events.count("connection_lost") == 1
+    far.close()
+
+
+async def test_start_tls_on_a_connection_that_the_program_has_closed_is_none(loop, authority):
+    near, far = tcp_pair()
+    plain, protocol = await loop.connect_accepted_socket(Recorder, near)
+    plain.close()
+    assert await loop.start_tls(plain, protocol, authority.client()) is None
     far.close()
 
 

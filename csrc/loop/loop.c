@@ -105,6 +105,12 @@ static void count_turn(struct pr_loop *loop, int64_t end_ns)
     pr_counter_raise(&loop->stats.turn_max_ns, duration_ns);
 }
 
+/* What the clock of the timers shows. */
+static inline int64_t timers_now_ns(const struct pr_loop *loop)
+{
+    return loop->is_shown_time ? loop->shown_ns : loop->now_ns;
+}
+
 int64_t pr_loop_prepare(struct pr_loop *loop)
 {
     pr_loop_take_inbox(loop);
@@ -121,7 +127,11 @@ int64_t pr_loop_prepare(struct pr_loop *loop)
     if (!loop->timers.count)
         return -1;
     int64_t deadline_ns = loop->timers.entries[0].deadline_ns;
-    return deadline_ns > loop->now_ns ? deadline_ns - loop->now_ns : 0;
+    int64_t timers_ns = timers_now_ns(loop);
+    if (deadline_ns <= timers_ns)
+        return 0;
+    uint64_t left_ns = (uint64_t)deadline_ns - (uint64_t)timers_ns;
+    return left_ns < INT64_MAX ? (int64_t)left_ns : INT64_MAX;
 }
 
 /* While the loop is busy and the kernel has had nothing to say, most polls are left out. */
@@ -166,13 +176,14 @@ int pr_loop_wait(struct pr_loop *loop, int64_t timeout_ns)
 static size_t take_due_timers(struct pr_loop *loop)
 {
     size_t count = 0;
-    while (pr_timer_heap_has_due(&loop->timers, loop->now_ns)) {
+    int64_t now_ns = timers_now_ns(loop);
+    while (pr_timer_heap_has_due(&loop->timers, now_ns)) {
         struct pr_timer *timer = loop->timers.entries[0].timer;
         if (pr_ready_queue_push(&loop->ready, &timer->callback) < 0)
             break; /* it stays in the heap: the next turn tries again */
         pr_timer_heap_remove(&loop->timers, timer);
         pr_histogram_add(&loop->stats.timer_lateness_ns,
-                         (uint64_t)loop->now_ns - (uint64_t)timer->deadline_ns);
+                         (uint64_t)now_ns - (uint64_t)timer->deadline_ns);
         count++;
     }
     if (count)

@@ -52,6 +52,8 @@ struct pr_loop {
 
     int64_t now_ns;    /* read once a turn, in prepare, and once more after a sleep */
     int64_t polled_ns; /* the last poll */
+    int64_t shown_ns;  /* see pr_loop_show_time() */
+    bool is_shown_time;
     unsigned empty_polls;
 
     struct pr_ready_event events[PR_EVENTS_PER_TURN_MAX];
@@ -76,6 +78,23 @@ void pr_loop_deinit(struct pr_loop *loop);
  * still the parent's.  After it only pr_loop_deinit() may be called.  In the child only.
  */
 void pr_loop_abandon_after_fork(struct pr_loop *loop);
+
+/*
+ * Timers go by a clock of the caller's, which shows `now_ns`, until it is called again or
+ * pr_loop_show_usual_time().  To be told before pr_loop_prepare() and before pr_loop_dispatch().
+ * Loop thread only.
+ */
+static inline void pr_loop_show_time(struct pr_loop *loop, int64_t now_ns)
+{
+    loop->is_shown_time = true;
+    loop->shown_ns = now_ns;
+}
+
+/* Timers go by the loop's clock, pr_now_ns(), again.  Loop thread only. */
+static inline void pr_loop_show_usual_time(struct pr_loop *loop)
+{
+    loop->is_shown_time = false;
+}
 
 /* How long the next wait may sleep: 0, nanoseconds, or -1 for no limit.  Loop thread only. */
 int64_t pr_loop_prepare(struct pr_loop *loop);
