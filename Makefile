@@ -70,6 +70,17 @@ build: $(VENV)/.built ## build in place and install into the environment
 test: build $(VENV)/.has-test ## run every test, C and Python; ARGS are those of pytest
 	@$(MAKE) --no-print-directory test-c asan tsan
 	$(PY) -m pytest $(ARGS)
+	@[ -n "$(ARGS)" ] || $(MAKE) --no-print-directory test-uring
+
+# What differs most from epoll; PYREACTOR_BACKEND=io_uring before pytest runs any test.
+URING_TESTS := backend files loop server sock streams transport
+
+.PHONY: test-uring
+test-uring: build $(VENV)/.has-test ## run the tests of connections on the io_uring backend
+	@if $(PY) -c 'import pyreactor; pyreactor.Loop(backend="io_uring").close()'; then \
+	    PYREACTOR_BACKEND=io_uring $(PY) -m pytest -k pyreactor-io_uring \
+	        $(URING_TESTS:%=tests/test_%.py); \
+	else echo "SKIP  test-uring: this machine lacks io_uring"; fi
 
 .PHONY: soak
 soak: build ## everything at once for ten minutes, with failing system calls; ARGS are the script's
@@ -149,19 +160,24 @@ test-c: c-plain ## run the C tests
 asan: c-asan ## run the C tests under AddressSanitizer and UndefinedBehaviorSanitizer
 tsan: c-tsan ## run the C tests under ThreadSanitizer
 
-# The request queue for long: HISTORY_ITEMS through each topology, then SECONDS under TSan.
+# The request queue for long: HISTORY_ITEMS through each topology, and SECONDS under TSan; and as
+# many random STEPS of the io_uring backend and of its operations.
 HISTORY_ITEMS ?= 100000000
+STEPS ?= 1000000
 SECONDS ?= 600
 
 .PHONY: stress
-stress: ## check the request queue's history over many items; HISTORY_ITEMS, SECONDS
+stress: ## check the queue and io_uring for long; HISTORY_ITEMS, SECONDS, STEPS
 	@$(MAKE) --no-print-directory build/c/plain/tests/stress/queue_history \
+	    build/c/asan/tests/c/test_uring build/c/asan/tests/c/test_op \
 	    build/c/tsan/tests/stress/queue_history
 	for threads in 1x1 2x2 8x8; do \
 	    build/c/plain/tests/stress/queue_history --threads $$threads --items $(HISTORY_ITEMS) && \
 	    build/c/plain/tests/stress/queue_history --threads $$threads --items 1000000 --log \
 	    || exit 1; \
 	done
+	build/c/asan/tests/c/test_uring $(STEPS)
+	build/c/asan/tests/c/test_op $(STEPS)
 	setarch -R build/c/tsan/tests/stress/queue_history --threads 4x4 --capacity 4 --log \
 	    --items 100000 --seconds $(SECONDS)
 

@@ -14,6 +14,7 @@ CSRC = {
         "csrc/backend/uring.c",
         "csrc/backend/uring_map.c",
         "csrc/backend/uring_op.c",
+        "csrc/backend/uring_probe.c",
         "csrc/loop/loop.c",
         "csrc/loop/ready_queue.c",
         "csrc/loop/timer_heap.c",

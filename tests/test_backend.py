@@ -10,10 +10,12 @@ import pytest
 import pyreactor
 from pyreactor import backend
 
-# Runs the code given as argument where a seccomp filter lets io_uring_setup(2) fail.
+IO_URING_SETUP, IO_URING_ENTER, IO_URING_REGISTER = 425, 426, 427
+
+# Runs the code given as argument where a seccomp filter lets one system call fail.
 WITHOUT_IO_URING = """
 import ctypes, struct, sys
-number, error = 425, int(sys.argv[1])
+number, error = int(sys.argv[1]), int(sys.argv[2])
 code = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x00050000 | error),
         (0x06, 0, 0, 0x7FFF0000)]
 program = b"".join(struct.pack("HBBI", *line) for line in code)
@@ -22,13 +24,13 @@ filter = struct.pack("HxxxxxxP", len(code), ctypes.addressof(buffer))
 libc = ctypes.CDLL(None, use_errno=True)
 assert libc.prctl(38, 1, 0, 0, 0) == 0
 assert libc.prctl(22, 2, ctypes.create_string_buffer(filter), 0, 0) == 0
-exec(sys.argv[2])
+exec(sys.argv[3])
 """
 
 
-def run_without_io_uring(error, code):
+def run_without_io_uring(error, code, call=IO_URING_SETUP):
     return subprocess.run(
-        [sys.executable, "-c", WITHOUT_IO_URING, str(error), code],
+        [sys.executable, "-c", WITHOUT_IO_URING, str(call), str(error), code],
         env=dict(os.environ, PYREACTOR_BACKEND=""),
         capture_output=True,
         text=True,
@@ -93,6 +95,24 @@ def test_an_explicit_io_uring_that_is_refused_says_why_and_what_to_do(error, rea
     assert "'auto' or 'epoll'" in text
 
 
+@pytest.mark.parametrize("call", [IO_URING_ENTER, IO_URING_REGISTER])
+@pytest.mark.parametrize("error", [errno.EPERM, errno.ENOSYS])
+def test_a_ring_that_can_be_made_but_not_used_is_refused(call, error):
+    if not has_io_uring():
+        pytest.skip("no io_uring here; `python -m pyreactor --info` tells why")
+    process = run_without_io_uring(
+        error,
+        "import pyreactor\n"
+        "loop = pyreactor.Loop(backend='auto')\n"
+        "loop.run_until_complete(__import__('asyncio').sleep(0))\n"
+        "loop.close()\n"
+        "try: pyreactor.Loop(backend='io_uring')\n"
+        "except OSError as refusal: print(refusal.errno)",
+        call,
+    )
+    assert (process.stdout, process.stderr) == (f"{error}\n", "")
+
+
 @pytest.mark.parametrize("setting", ["0\n", None])
 def test_seccomp_is_blamed_where_the_sysctl_allows_io_uring(monkeypatch, tmp_path, setting):
     path = tmp_path / "io_uring_disabled"
@@ -107,3 +127,74 @@ def test_the_sysctl_is_blamed_where_it_forbids_io_uring(monkeypatch, tmp_path):
     path.write_text("2\n")
     monkeypatch.setattr(backend, "IO_URING_DISABLED", str(path))
     assert "kernel.io_uring_disabled=2" in backend.io_uring_refusal(errno.EPERM)
+
+
+# Small and large messages, a burst of them, files, and an end that the peer sees.
+EVERYTHING = """
+import asyncio, os, tempfile, pyreactor
+from pyreactor import files
+
+async def echo(reader, writer):
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+async def main():
+    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    for size in (1, 100, 5000, 300_000, 10, 10):
+        writer.writelines([b"a" * size, b"b" * size])
+        assert await reader.readexactly(2 * size) == b"a" * size + b"b" * size
+    writer.write_eof()
+    assert await reader.read() == b""
+    writer.close()
+    server.close()
+    with tempfile.TemporaryDirectory() as folder:
+        async with files.open(os.path.join(folder, "file"), "wb") as file:
+            await file.write(b"content")
+        async with files.open(os.path.join(folder, "file"), "rb") as file:
+            assert await file.read() == b"content"
+
+with asyncio.Runner(loop_factory=lambda: pyreactor.Loop(backend="io_uring")) as runner:
+    runner.run(main())
+"""
+
+OPERATIONS = (
+    "accept,async_cancel,close,connect,fsync,ftruncate,mkdirat,openat,poll_add,read,recv,renameat,"
+    "send,sendmsg,statx,unlinkat,write"
+)
+NEEDED = ("async_cancel", "poll_add")
+
+
+def run_without(operations, code):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=dict(os.environ, PYREACTOR_URING_WITHOUT=operations),
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [
+        "",
+        *(name for name in OPERATIONS.split(",") if name not in NEEDED),
+        ",".join(name for name in OPERATIONS.split(",") if name not in NEEDED),
+    ],
+)
+def test_everything_works_without_any_operation_that_something_replaces(operations):
+    if not has_io_uring():
+        pytest.skip("no io_uring here; `python -m pyreactor --info` tells why")
+    process = run_without(operations, EVERYTHING)
+    assert (process.returncode, process.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("operations", [*NEEDED, "send,nothing", "SEND", " send"])
+def test_what_nothing_replaces_and_what_is_unknown_is_refused_by_name(operations):
+    if not has_io_uring():
+        pytest.skip("no io_uring here; `python -m pyreactor --info` tells why")
+    process = run_without(operations, "import pyreactor; pyreactor.Loop(backend='io_uring')")
+    assert process.returncode == 1
+    assert f"PYREACTOR_URING_WITHOUT={operations}" in process.stderr.splitlines()[-1]

@@ -37,7 +37,7 @@ def start_web():
 
 
 def address(line):
-    return re.search(r"Serving on (http://127\.0\.0\.1:(\d+)/) with pyreactor\S+ \(epoll\)", line)
+    return re.search(r"Serving on (http://127\.0\.0\.1:(\d+)/) with pyreactor\S+ \((?:epoll|io_uring)\)", line)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

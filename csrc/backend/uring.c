@@ -29,6 +29,7 @@
 
 #include "pyreactor/uring_map.h"
 #include "pyreactor/uring_op.h"
+#include "pyreactor/uring_probe.h"
 
 #define SQ_ENTRIES 256 /* more in one turn: entered once more */
 #define CQ_ENTRIES 4096
@@ -82,8 +83,8 @@ struct pr_uring_state {
 
     struct interest *interests; /* owned; by descriptor */
     size_t interest_capacity;
-    int *pending; /* owned; descriptors; has room for all */
-    size_t pending_count;
+    int *pending; /* owned; a queue of descriptors; has room for all */
+    size_t pending_head, pending_count;
 
     struct pr_uring_buffer *buffer_ring; /* owned; where the kernel takes buffers from */
     char *buffers;                       /* owned; BUFFERS times PR_RECEIVED_BYTES_MAX */
@@ -92,7 +93,7 @@ struct pr_uring_state {
     struct pr_send under_way; /* list head */
     struct pr_send done;      /* list head: to be reported by the next wait */
 
-    uint64_t supported;         /* the kernel's operations, by bit */
+    uint64_t operations;        /* that there are, by bit: see pr_uring_probe() */
     struct pr_op queued_ops;    /* list head: to be submitted by the next wait */
     struct pr_op under_way_ops; /* list head: the kernel has them */
     struct pr_op done_ops;      /* list head: to be reported by the next wait */
@@ -226,19 +227,22 @@ static int make_ring(struct pr_uring_state *state)
     int error = pr_uring_map_init(&state->map, SQ_ENTRIES, CQ_ENTRIES, RING_FLAGS);
     if (error < 0)
         return error;
-    if (pr_uring_map_probe(&state->map, &state->supported) < 0)
-        state->supported = 0;
+    error = pr_uring_probe(&state->map, &state->operations);
+    if (error < 0)
+        goto deinit_map;
     memset(state->buffer_ring, 0, BUFFERS * sizeof *state->buffer_ring);
     error = pr_uring_map_register_buffers(&state->map, state->buffer_ring, BUFFERS, BUFFER_GROUP);
-    if (error < 0) {
-        pr_uring_map_deinit(&state->map);
-        return error;
-    }
+    if (error < 0)
+        goto deinit_map;
     state->thread = 0;
     state->buffer_tail = 0;
     for (uint16_t id = 0; id < BUFFERS; id++)
         give_buffer(state, id);
     return 0;
+
+deinit_map:
+    pr_uring_map_deinit(&state->map);
+    return error;
 }
 
 /* --- Completions --------------------------------------------------------------------------------
@@ -250,7 +254,16 @@ static void look_later(struct pr_uring_state *state, int fd)
     if (interest->pending)
         return;
     interest->pending = true;
-    state->pending[state->pending_count++] = fd;
+    size_t place = state->pending_head + state->pending_count++;
+    state->pending[place & (state->interest_capacity - 1)] = fd;
+}
+
+static int take_pending(struct pr_uring_state *state)
+{
+    int fd = state->pending[state->pending_head++ & (state->interest_capacity - 1)];
+    state->pending_count--;
+    state->interests[fd].pending = false;
+    return fd;
 }
 
 static bool take_poll(struct pr_uring_state *state, const struct pr_uring_cqe *completion,
@@ -421,7 +434,10 @@ static struct pr_uring_sqe *prepare(struct pr_uring_state *state)
     struct pr_uring_sqe *sqe = pr_uring_map_next_sqe(&state->map);
     if (sqe)
         return sqe;
-    (void)pr_uring_map_enter(&state->map, 0);
+    if (pr_uring_map_enter(&state->map, 0) == -EBUSY) {
+        settle(state); /* room for what the completion ring could not hold */
+        (void)pr_uring_map_enter(&state->map, 0);
+    }
     return pr_uring_map_next_sqe(&state->map);
 }
 
@@ -509,13 +525,19 @@ static int reserve(struct pr_uring_state *state, int fd)
     size_t capacity = state->interest_capacity ? state->interest_capacity : 64;
     while (capacity <= (size_t)fd)
         capacity *= 2;
-    int *pending = realloc(state->pending, capacity * sizeof *pending);
+    int *pending = malloc(capacity * sizeof *pending);
     if (!pending)
         return -ENOMEM;
-    state->pending = pending;
     struct interest *interests = realloc(state->interests, capacity * sizeof *interests);
-    if (!interests)
+    if (!interests) {
+        free(pending);
         return -ENOMEM;
+    }
+    for (size_t i = 0; i < state->pending_count; i++)
+        pending[i] = state->pending[(state->pending_head + i) & (state->interest_capacity - 1)];
+    free(state->pending);
+    state->pending = pending;
+    state->pending_head = 0;
     memset(interests + state->interest_capacity, 0,
            (capacity - state->interest_capacity) * sizeof *interests);
     state->interests = interests;
@@ -611,12 +633,10 @@ static int report_held(struct interest *interest, int fd, struct pr_ready_event 
 static int adjust_pending(struct pr_uring_state *state, struct pr_ready_event *events, int capacity)
 {
     int count = 0;
-    size_t pending = state->pending_count;
-    state->pending_count = 0; /* what is put in again goes behind what was read */
+    size_t pending = state->pending_count; /* what is put in again is for the next time */
     for (size_t i = 0; i < pending; i++) {
-        int fd = state->pending[i];
+        int fd = take_pending(state);
         struct interest *interest = &state->interests[fd];
-        interest->pending = false;
         if (interest->held && interest->wanted & (PR_RECEIVED | PR_READABLE)) {
             if (capacity - count < 2) {
                 look_later(state, fd);
@@ -706,12 +726,15 @@ static int uring_wait(struct pr_backend *backend, struct pr_ready_event *events,
 static int uring_send(struct pr_backend *backend, struct pr_send *send)
 {
     struct pr_uring_state *state = backend->state;
+    const struct iovec *vector = send->message.msg_iov;
+    bool is_one = send->message.msg_iovlen == 1;
+    uint8_t opcode = is_one ? PR_URING_SEND : PR_URING_SENDMSG;
+    if (!pr_uring_has(state->operations, opcode))
+        return -EOPNOTSUPP;
     struct pr_uring_sqe *sqe = prepare(state);
     if (!sqe)
         return -EBUSY;
-    const struct iovec *vector = send->message.msg_iov;
-    bool is_one = send->message.msg_iovlen == 1;
-    sqe->opcode = is_one ? PR_URING_SEND : PR_URING_SENDMSG;
+    sqe->opcode = opcode;
     sqe->fd = send->fd;
     sqe->address = (uint64_t)(uintptr_t)(is_one ? vector->iov_base : &send->message);
     sqe->length = is_one ? (uint32_t)vector->iov_len : 1;
@@ -742,9 +765,14 @@ static void uring_hold_data(struct pr_backend *backend, const struct pr_ready_ev
     look_later(state, event->fd);
 }
 
+static bool uring_holds_older(const struct pr_backend *backend, const struct pr_ready_event *event)
+{
+    return backend->state->interests[event->fd].held;
+}
+
 static bool uring_supports(const struct pr_backend *backend, enum pr_op_kind kind)
 {
-    return backend->state && backend->state->supported >> pr_uring_opcode(kind) & 1;
+    return backend->state && pr_uring_has(backend->state->operations, pr_uring_opcode(kind));
 }
 
 static void uring_submit(struct pr_backend *backend, struct pr_op *op)
@@ -836,6 +864,7 @@ static int uring_init(struct pr_backend *backend)
     }
     backend->state = state;
     backend->fd = state->map.fd;
+    backend->receives = pr_uring_has(state->operations, PR_URING_RECV);
     return 0;
 }
 
@@ -882,6 +911,7 @@ static const struct pr_completion_ops completion_ops = {
     .cancel_send = uring_cancel_send,
     .return_data = uring_return_data,
     .hold_data = uring_hold_data,
+    .holds_older = uring_holds_older,
     .supports = uring_supports,
     .submit = uring_submit,
     .cancel = uring_cancel,

@@ -244,6 +244,9 @@ static int dispatch_event(struct pr_loop *loop, const struct pr_ready_event *eve
         return 0;
     }
     uint32_t wanted = event->events & watch->wanted;
+    const struct pr_completion_ops *completion = loop->backend.ops->completion;
+    if (wanted & PR_READABLE && completion && completion->holds_older(&loop->backend, event))
+        wanted &= ~PR_READABLE;         /* what is held is read first; then this comes again */
     if (event->events & ~watch->wanted) /* less is wanted than was registered: catch up */
         (void)pr_watch_register(&loop->watches, watch, events_to_keep(watch, wanted));
     return wanted ? after_callback(loop, watch->on_ready(watch, wanted)) : 0;
@@ -256,7 +259,8 @@ static int dispatch_received(struct pr_loop *loop, const struct pr_ready_event *
     int result = 0;
     if (!watch || watch->generation != event->generation) {
         pr_counter_add(&loop->stats.stale_events, 1);
-    } else if (watch->wanted & (PR_RECEIVED | PR_READABLE)) {
+    } else if (watch->wanted & (PR_RECEIVED | PR_READABLE) &&
+               !completion->holds_older(&loop->backend, event)) {
         result = after_callback(loop, watch->on_received(watch, event->data, event->result));
     } else {
         (void)pr_watch_register(&loop->watches, watch, watch->wanted);

@@ -44,8 +44,8 @@ static bool receives_in_bulk(const struct pr_stream *stream)
 static int update_interest(struct pr_stream *stream, bool waits_for_room)
 {
     const struct pr_stream_handler *handler = stream->handler;
-    bool completes = completion_of(stream) && handler->on_received && !handler->acquire_buffer &&
-                     !receives_in_bulk(stream);
+    bool completes = completion_of(stream) && stream->loop->backend.receives &&
+                     handler->on_received && !handler->acquire_buffer && !receives_in_bulk(stream);
     uint32_t reading = completes ? PR_RECEIVED : PR_READABLE;
     uint32_t wanted = (stream->reading ? reading : 0) | (waits_for_room ? PR_WRITABLE : 0);
     return pr_watch_want(&stream->loop->watches, &stream->watch, wanted);

@@ -1,6 +1,8 @@
 /*
  * The io_uring backend where it does more than tell readiness: it receives and sends by itself, and
  * moves from thread to thread.  What all backends have in common is in test_backend.c.
+ *
+ * An argument names how many steps the random test makes.
  */
 #include <pthread.h>
 #include <stdatomic.h>
@@ -8,6 +10,7 @@
 #include "backend_under_test.h"
 
 static const struct pr_completion_ops *completion;
+static unsigned random_steps = 15000;
 
 /* What the test sends, and how it ended. */
 struct sending {
@@ -308,8 +311,265 @@ static void one_thread_after_the_other_may_wait(void)
     close_backend();
 }
 
-int main(void)
+/* More completions at once than the ring has places: the kernel keeps the others. */
+static void more_than_the_completion_ring_holds_is_reported_once_each(void)
 {
+    enum { COUNT = 6000 };
+    static struct sending sendings[COUNT];
+    int pair[2];
+    char bytes[COUNT];
+    open_backend();
+    open_pair(pair);
+    CHECK_EQUAL(wait_for(0), 0);
+    for (int i = 0; i < COUNT; i++)
+        start_sending(&sendings[i], pair[0], "x", "");
+    REQUIRE_EQUAL(update(pair[0], 1, 0, PR_RECEIVED), 0);
+    write_text(pair[1], "also");
+    int others = 0, ended = 0;
+    for (int round = 0; round < 10 * COUNT && (ended < COUNT || !others); round++) {
+        if (wait_and_tell(0)) {
+            others++;
+            CHECK_EQUAL(events[0].result, 4);
+            completion->return_data(&backend, &events[0]);
+        }
+        if (round % 50 == 0) /* a socket holds some hundred messages: the others wait for room */
+            while (read(pair[1], bytes, sizeof bytes) > 0)
+                ;
+        for (ended = 0; ended < COUNT && sendings[ended].ends; ended++)
+            ;
+    }
+    for (int i = 0; i < COUNT; i++) {
+        CHECK_EQUAL(sendings[i].ends, 1);
+        CHECK_EQUAL(sendings[i].result, 1);
+    }
+    CHECK_EQUAL(others, 1);
+    close_pair(pair);
+    close_backend();
+}
+
+/* All of the kernel's buffers are lent: receiving pauses, and loses nothing. */
+static void without_buffers_receiving_waits_for_their_return(void)
+{
+    enum { BYTES = 3 << 20, KEPT_MAX = 1000 };
+    static char block[65536];
+    static struct pr_ready_event kept[KEPT_MAX];
+    int pair[2], keeping = 0;
+    size_t written = 0, received = 0;
+    open_backend();
+    open_pair(pair);
+    REQUIRE_EQUAL(update(pair[0], 1, 0, PR_RECEIVED), 0);
+    for (int round = 0; round < 100000 && received < BYTES; round++) {
+        ssize_t done = written < BYTES ? write(pair[1], block, sizeof block) : 0;
+        written += done > 0 ? (size_t)done : 0;
+        int count = wait_and_tell(0);
+        for (int i = 0; i < count; i++) {
+            REQUIRE(events[i].result > 0 && keeping < KEPT_MAX);
+            received += (size_t)events[i].result;
+            kept[keeping++] = events[i];
+        }
+        if (!count && done <= 0) /* the ring has no buffers, the socket no room */
+            while (keeping)
+                completion->return_data(&backend, &kept[--keeping]);
+    }
+    CHECK_EQUAL(received, written);
+    CHECK_AT_LEAST(received, BYTES);
+    while (keeping)
+        completion->return_data(&backend, &kept[--keeping]);
+    close_pair(pair);
+    close_backend();
+}
+
+/* For the random test: a connection whose peer sends a sequence of bytes, so that what is lost,
+ * doubled, out of order or another connection's shows. */
+struct line {
+    int pair[2];
+    uint32_t generation;
+    uint32_t wanted;
+    unsigned char next_written, next_read;
+    struct random_send *sends[2];
+};
+
+/* Freed by its end, with what it sends. */
+struct random_send {
+    struct pr_send send;
+    struct iovec vectors[2];
+    struct random_send **place; /* where its line knows it; NULL once that has gone */
+    char bytes[3000];
+};
+
+enum { LINES = 24 };
+static struct line lines[LINES];
+static uint32_t last_generation;
+static unsigned sends_begun, sends_ended;
+
+static int on_random_sent(struct pr_send *send, int32_t result)
+{
+    struct random_send *random = (struct random_send *)send;
+    CHECK(result > 0 || result == -EPIPE || result == -ECANCELED || result == -EAGAIN ||
+          result == -EINTR);
+    if (random->place)
+        *random->place = NULL;
+    free(random);
+    sends_ended++;
+    return 0;
+}
+
+static void open_line(struct line *line)
+{
+    *line = (struct line){.generation = ++last_generation, .next_written = last_generation % 251u};
+    line->next_read = line->next_written;
+    open_pair(line->pair);
+}
+
+static void close_line(struct line *line)
+{
+    REQUIRE_EQUAL(update(line->pair[0], line->generation, line->wanted, 0), 0);
+    for (int i = 0; i < 2; i++) {
+        if (!line->sends[i])
+            continue;
+        line->sends[i]->place = NULL;
+        completion->cancel_send(&backend, &line->sends[i]->send);
+    }
+    close(line->pair[0]);
+    char byte; /* nothing that is under way holds the file: the peer sees the end */
+    ssize_t count;
+    while ((count = read(line->pair[1], &byte, 1)) > 0)
+        ;
+    CHECK(count == 0 || errno == ECONNRESET);
+    close(line->pair[1]);
+}
+
+static void begin_random_send(struct line *line, uint32_t random)
+{
+    struct random_send **place = &line->sends[random % 2];
+    if (*place)
+        return;
+    struct random_send *send = calloc(1, sizeof *send);
+    REQUIRE(send);
+    send->place = place;
+    send->send.fd = line->pair[0];
+    send->send.on_sent = on_random_sent;
+    send->vectors[0] = (struct iovec){.iov_base = send->bytes, .iov_len = 1 + random % 2000};
+    send->vectors[1] = (struct iovec){.iov_base = send->bytes + 2000, .iov_len = 1000};
+    send->send.message =
+        (struct msghdr){.msg_iov = send->vectors, .msg_iovlen = 1 + random / 2 % 2};
+    REQUIRE_EQUAL(completion->send(&backend, &send->send), 0);
+    *place = send;
+    sends_begun++;
+}
+
+static void check_sequence(struct line *line, const char *data, ssize_t size)
+{
+    for (ssize_t i = 0; i < size; i++)
+        REQUIRE_EQUAL((unsigned char)data[i], line->next_read++);
+}
+
+static void take_random_event(const struct pr_ready_event *event, uint32_t random)
+{
+    if (event->events & PR_SENT) {
+        event->send->on_sent(event->send, event->result);
+        return;
+    }
+    struct line *line = lines;
+    while (line < lines + LINES &&
+           (line->pair[0] != event->fd || line->generation != event->generation))
+        line++;
+    bool is_stale = line == lines + LINES;
+    if (event->events & PR_RECEIVED) {
+        if (!is_stale && (random % 4 == 0 || !(line->wanted & (PR_RECEIVED | PR_READABLE)) ||
+                          completion->holds_older(&backend, event))) {
+            completion->hold_data(&backend, event);
+        } else if (!is_stale) {
+            CHECK_AT_LEAST(event->result, 1);
+            check_sequence(line, event->data, event->result);
+        }
+        completion->return_data(&backend, event);
+    } else if (!is_stale && event->events & line->wanted & PR_READABLE &&
+               !completion->holds_older(&backend, event)) {
+        char data[512];
+        check_sequence(line, data, read(event->fd, data, sizeof data));
+    }
+}
+
+static void take_random_step(uint64_t *state)
+{
+    static const uint32_t interests[] = {PR_RECEIVED, PR_RECEIVED, PR_RECEIVED | PR_WRITABLE,
+                                         PR_READABLE, PR_WRITABLE, 0};
+    struct line *line = &lines[check_random(state) % LINES];
+    uint32_t random = check_random(state);
+    char bytes[5000];
+    switch (check_random(state) % 16) {
+    case 0:
+    case 1:
+    case 2:
+    case 3: {
+        uint32_t wanted = interests[random % 6];
+        REQUIRE_EQUAL(update(line->pair[0], line->generation, line->wanted, wanted), 0);
+        line->wanted = wanted;
+        break;
+    }
+    case 4:
+    case 5:
+    case 6:
+        begin_random_send(line, random);
+        break;
+    case 7:
+        if (line->sends[random % 2])
+            completion->cancel_send(&backend, &line->sends[random % 2]->send);
+        break;
+    case 8:
+        close_line(line);
+        open_line(line);
+        break;
+    case 9:
+    case 10: {
+        for (uint32_t i = 0; i < sizeof bytes; i++)
+            bytes[i] = (char)(line->next_written + i);
+        ssize_t written = write(line->pair[1], bytes, random % 8 ? 1 + random % 50 : sizeof bytes);
+        line->next_written += (unsigned char)(written > 0 ? written : 0);
+        break;
+    }
+    case 11:
+        (void)!read(line->pair[1], bytes, sizeof bytes);
+        break;
+    case 12:
+        if (random % 64 == 0)
+            completion->quiesce(&backend);
+        break;
+    default: {
+        int count = wait_for(0);
+        REQUIRE(count >= 0);
+        for (int i = 0; i < count; i++)
+            take_random_event(&events[i], check_random(state));
+    }
+    }
+}
+
+/* The end of the backend among them: in mid-flight, with everything under way. */
+static void any_order_of_wanting_sending_cancelling_and_closing_keeps_every_byte(void)
+{
+    uint64_t state = 11;
+    while (random_steps) {
+        unsigned steps = random_steps < 50000 ? random_steps : 50000;
+        sends_begun = sends_ended = 0;
+        open_backend();
+        for (int i = 0; i < LINES; i++)
+            open_line(&lines[i]);
+        for (unsigned i = 0; i < steps; i++)
+            take_random_step(&state);
+        random_steps -= steps;
+        close_backend();
+        CHECK_EQUAL(sends_ended, sends_begun);
+        CHECK_AT_LEAST(sends_begun, steps / 100);
+        for (int i = 0; i < LINES; i++)
+            close_pair(lines[i].pair);
+    }
+}
+
+int main(int count, char **arguments)
+{
+    if (count > 1)
+        random_steps = (unsigned)strtoul(arguments[1], NULL, 10);
     ops_under_test = &pr_uring_ops;
     completion = ops_under_test->completion;
     backend = (struct pr_backend){.ops = ops_under_test};
@@ -329,5 +589,8 @@ int main(void)
     RUN(a_send_that_is_cancelled_ends_once);
     RUN(the_end_of_the_backend_ends_every_send_once);
     RUN(one_thread_after_the_other_may_wait);
+    RUN(more_than_the_completion_ring_holds_is_reported_once_each);
+    RUN(without_buffers_receiving_waits_for_their_return);
+    RUN(any_order_of_wanting_sending_cancelling_and_closing_keeps_every_byte);
     return check_status();
 }

@@ -57,7 +57,8 @@ struct pr_uring_state;
 /* Operations that the kernel completes by itself.  All: loop thread only. */
 struct pr_completion_ops {
     /* Submits `send` with the next wait; PR_SENT will follow.  Returns 0, or a negative errno:
-     * nothing was taken. */
+     * nothing was taken, so that the
+     * caller sends by itself. */
     int (*send)(struct pr_backend *backend, struct pr_send *send);
 
     /* Cuts it short, so that the descriptor may be closed; PR_SENT follows all the same. */
@@ -69,6 +70,10 @@ struct pr_completion_ops {
     /* Nobody wants the event's data now: a copy is reported once PR_RECEIVED or PR_READABLE is
      * asked for (again), before anything newer. */
     void (*hold_data)(struct pr_backend *backend, const struct pr_ready_event *event);
+
+    /* Whether older data is held for the descriptor of `event`: then its data is to be held, too,
+     * and that it is readable comes again. */
+    bool (*holds_older)(const struct pr_backend *backend, const struct pr_ready_event *event);
 
     /* Whether the kernel has operations of that kind. */
     bool (*supports)(const struct pr_backend *backend, enum pr_op_kind kind);
@@ -126,6 +131,7 @@ struct pr_backend {
     const struct pr_backend_ops *ops;
     int fd;                       /* owned: the kernel's object (an epoll set, a ring) */
     struct pr_uring_state *state; /* owned: io_uring's own */
+    bool receives;                /* PR_RECEIVED may be asked for */
     int no_nanosecond_wait;       /* the kernel lacks epoll_pwait2 (before 5.11) */
 };
 
