@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 
@@ -198,3 +199,76 @@ def test_what_nothing_replaces_and_what_is_unknown_is_refused_by_name(operations
     process = run_without(operations, "import pyreactor; pyreactor.Loop(backend='io_uring')")
     assert process.returncode == 1
     assert f"PYREACTOR_URING_WITHOUT={operations}" in process.stderr.splitlines()[-1]
+
+
+ECHOES = 200
+
+# Serves until its client, another process, has asked ECHOES times between two marks.
+ECHO_SERVER = f"""
+import asyncio, pyreactor, sys
+
+CLIENT = '''
+import os, socket, sys
+sock = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+for number in range(10 + {ECHOES}):
+    if number == 10:
+        os.access("/begin", 0)
+    sock.sendall(b"x" * 64)
+    assert len(sock.recv(100)) == 64
+os.access("/end", 0)
+'''
+
+class Echo(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, data):
+        self.transport.write(data)
+
+async def main():
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(Echo, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    client = await asyncio.create_subprocess_exec(sys.executable, "-c", CLIENT, str(port))
+    assert await client.wait() == 0
+    server.close()
+
+with asyncio.Runner(loop_factory=pyreactor.Loop) as runner:
+    runner.run(main())
+"""
+
+
+def system_calls_of_echoes(backend_name, folder):
+    """The names of the server's system calls, one for each."""
+    strace = shutil.which("strace")
+    if strace is None:
+        message = "no witness of system calls (Debian package: strace)"
+        pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
+    record = folder / backend_name
+    subprocess.run(
+        [strace, "-f", "-o", record, sys.executable, "-c", ECHO_SERVER],
+        env=dict(os.environ, PYREACTOR_BACKEND=backend_name),
+        check=True,
+    )
+    lines = record.read_text().splitlines()
+    server = lines[0].split()[0]
+    (begin,) = (number for number, line in enumerate(lines) if '"/begin"' in line)
+    (end,) = (number for number, line in enumerate(lines) if '"/end"' in line)
+    calls = (line.split(maxsplit=1) for line in lines[begin:end])
+    return [
+        call.partition("(")[0]
+        for process, call in calls
+        if process == server and not call.startswith(("<...", "---", "+++"))
+    ]
+
+
+@pytest.mark.time_limit(60)
+def test_the_kernel_receives_and_sends_by_itself_in_fewer_system_calls(tmp_path):
+    if not has_io_uring():
+        pytest.skip("no io_uring here; `python -m pyreactor --info` tells why")
+    by_io_uring = system_calls_of_echoes("io_uring", tmp_path)
+    assert set(by_io_uring) == {"io_uring_enter"}
+    by_epoll = system_calls_of_echoes("epoll", tmp_path)
+    assert set(by_epoll) == {"epoll_wait", "recvfrom", "sendto"}
+    assert len(by_io_uring) < len(by_epoll)
+    print(f"of {ECHOES} echoes: io_uring {len(by_io_uring)}, epoll {len(by_epoll)}")
