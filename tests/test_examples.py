@@ -37,7 +37,8 @@ def start_web():
 
 
 def address(line):
-    return re.search(r"Serving on (http://127\.0\.0\.1:(\d+)/) with pyreactor\S+ \((?:epoll|io_uring)\)", line)
+    backends = r"\((?:epoll|io_uring)\)"
+    return re.search(rf"Serving on (http://127\.0\.0\.1:(\d+)/) with pyreactor\S+ {backends}", line)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
