@@ -431,9 +431,9 @@ static void close_line(struct line *line)
         completion->cancel_send(&backend, &line->sends[i]->send);
     }
     close(line->pair[0]);
-    char byte; /* nothing that is under way holds the file: the peer sees the end */
+    char bytes[4096]; /* nothing that is under way holds the file: the peer sees the end */
     ssize_t count;
-    while ((count = read(line->pair[1], &byte, 1)) > 0)
+    while ((count = read(line->pair[1], bytes, sizeof bytes)) > 0)
         ;
     CHECK(count == 0 || errno == ECONNRESET);
     close(line->pair[1]);
