@@ -10,7 +10,7 @@
 #include "backend_under_test.h"
 
 static const struct pr_completion_ops *completion;
-static unsigned random_steps = 15000;
+static unsigned random_steps = 60000;
 
 /* What the test sends, and how it ended. */
 struct sending {
