@@ -30,6 +30,9 @@ class TestHangs(KeyboardInterrupt):
 
 
 def pytest_configure(config):
+    # A shell's background job ignores Ctrl-C, and so would every program that a test starts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for marker in (
         "aiofiles_differs(reason): not with aiofiles, which behaves otherwise there",
         "asyncio_differs(reason, when=True): not on asyncio, which behaves otherwise there;"
