@@ -74,6 +74,17 @@ from pyreactor._native cimport (
 )
 
 
+cdef extern from *:
+    """
+    #ifdef Py_GIL_DISABLED
+    #define PR_HAS_GIL 0
+    #else
+    #define PR_HAS_GIL 1
+    #endif
+    """
+    const int HAS_GIL "PR_HAS_GIL"
+
+
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident() nogil
     void PyObject_GC_Track(PyObject *object)
@@ -151,6 +162,13 @@ cdef int show_to_collector(Handle handle) noexcept:
 
 cdef int show_scheduled(pr_callback *callback, void *argument) noexcept:
     return show_to_collector(<Handle>callback.owner)
+
+
+cdef int drop_handle(pr_callback *callback) except -1:
+    """Lets go of a handle that will not run; whoever keeps it keeps an object like any other."""
+    show_to_collector(<Handle>callback.owner)
+    Py_DECREF(<Handle>callback.owner)
+    return 0
 
 
 cdef int set_up(
@@ -828,6 +846,8 @@ cdef class LoopCore:
         if self.thread_ident == PyThread_get_thread_ident():
             self.queue(handle)
         else:
+            if HAS_GIL:  # which this thread has: nobody else counts now
+                hide_from_collector(handle)
             Py_INCREF(handle)
             pr_loop_post(&self.core, &handle.timer.callback)
         return handle
@@ -1353,12 +1373,12 @@ cdef class LoopCore:
             callback = pr_loop_take_ready(&self.core)
             if callback == NULL:
                 break
-            Py_DECREF(<object>callback.owner)
+            drop_handle(callback)
         while True:
             timer = pr_loop_take_timer(&self.core)
             if timer == NULL:
                 break
-            Py_DECREF(<object>timer.callback.owner)
+            drop_handle(&timer.callback)
         return 0
 
     def _close_core(self):
