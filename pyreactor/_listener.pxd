@@ -8,6 +8,7 @@ cdef class Listener:
     cdef LoopCore loop
     cdef pr_listener listener
     cdef readonly object sock  # the server's; it closes it
+    cdef object family, type, proto  # the socket's
     cdef object protocol_factory
     cdef object server
     cdef object ssl_arguments  # None: plain; else what _accept_connection2() takes for TLS

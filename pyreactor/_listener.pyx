@@ -74,6 +74,7 @@ cdef class Listener:
         cdef int error
         self.loop = loop
         self.sock = sock
+        self.family, self.type, self.proto = sock.family, sock.type, sock.proto
         self.protocol_factory = protocol_factory
         self.server = server
         self.ssl_arguments = ssl_arguments
@@ -95,7 +96,7 @@ cdef class Listener:
             self.report_error(error)
 
     cdef int accept(self, int fd) except -1:
-        sock = socket.socket(self.sock.family, self.sock.type, self.sock.proto, fileno=fd)
+        sock = socket.socket(self.family, self.type, self.proto, fileno=fd)
         self.exhausted = False
         context = PyContext_Copy(self.context)
         if self.ssl_arguments is not None:

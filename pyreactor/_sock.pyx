@@ -31,7 +31,23 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t send(int fd, const void *data, size_t size, int flags)
 
 
+cdef extern from "<arpa/inet.h>" nogil:
+    int AF_INET
+    int AF_INET6
+    int inet_pton(int family, const char *text, void *address)
+
+
+cdef extern from "<string.h>" nogil:
+    size_t strlen(const char *text)
+
+
+cdef extern from "Python.h":
+    const char *PyUnicode_AsUTF8(object text) except NULL
+
+
 cdef object socket_type = socket.socket
+cdef object socket_inet = socket.AF_INET
+cdef object socket_inet6 = socket.AF_INET6
 cdef ssize_t BLOCKED = -1
 
 
@@ -137,6 +153,28 @@ def try_send(LoopCore loop not None, sock, data, Py_ssize_t start):
                 return None
     finally:
         PyBuffer_Release(&view)
+
+
+def numeric_family(address):
+    """Return AF_INET or AF_INET6 where `address` is (host, port, ...) in numbers, else None.
+
+    None may also mean that asyncio's own code has to look: it knows more ways to write a port.
+    """
+    cdef char number[16]
+    cdef const char *host
+    if type(address) is not tuple or not 2 <= len(<tuple>address) <= 4:
+        return None
+    name, port = (<tuple>address)[0], (<tuple>address)[1]
+    if type(name) is not str or type(port) is not int or not (<str>name).isascii():
+        return None
+    host = PyUnicode_AsUTF8(name)
+    if strlen(host) != <size_t>len(<str>name):
+        return None  # there is a NUL in it
+    if inet_pton(AF_INET, host, number) == 1:
+        return socket_inet
+    if inet_pton(AF_INET6, host, number) == 1:
+        return socket_inet6
+    return None
 
 
 def attempt(LoopCore loop not None, sock, method, *args):

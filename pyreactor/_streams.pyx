@@ -45,6 +45,7 @@ cdef extern from "Python.h":
         sendfunc am_send
     ctypedef struct PyTypeObject:
         PyAsyncMethods *tp_as_async
+        unsigned int tp_version_tag
 
 
 cdef extern from "<string.h>" nogil:
@@ -799,11 +800,24 @@ StreamReader.feed_data = ReceivingMethod(StreamReader.feed_data)
 StreamReaderProtocol.data_received = ReceivingMethod(StreamReaderProtocol.data_received)
 
 
+cdef unsigned int[3] checked_versions  # of asyncio's classes, as they were when they were looked at
+
+
 cdef bint is_patched() except -1:
     """True where somebody has put methods of their own into asyncio's classes."""
+    cdef unsigned int *versions = checked_versions
+    cdef unsigned int reader = (<PyTypeObject *>asyncio_reader).tp_version_tag
+    cdef unsigned int writer = (<PyTypeObject *>asyncio_writer).tp_version_tag
+    cdef unsigned int protocol = (<PyTypeObject *>asyncio_protocol).tp_version_tag
+    if (reader and writer and protocol and reader == versions[0] and writer == versions[1]
+            and protocol == versions[2]):
+        return False  # every change of a class changes its version
     for owner, name, original in ORIGINALS:
         if getattr(owner, name) is not original:
             return True
+    versions[0] = (<PyTypeObject *>asyncio_reader).tp_version_tag
+    versions[1] = (<PyTypeObject *>asyncio_writer).tp_version_tag
+    versions[2] = (<PyTypeObject *>asyncio_protocol).tp_version_tag
     return False
 
 

@@ -61,6 +61,22 @@ from pyreactor._native cimport (
 from pyreactor._streams cimport adopt
 
 
+cdef extern from "<sys/socket.h>" nogil:
+    ctypedef unsigned int socklen_t
+    int SOL_SOCKET
+    int SO_PROTOCOL
+    int getsockopt(int fd, int level, int name, void *value, socklen_t *size)
+    int setsockopt(int fd, int level, int name, const void *value, socklen_t size)
+
+
+cdef extern from "<netinet/tcp.h>" nogil:
+    int TCP_NODELAY
+
+
+cdef extern from "<netinet/in.h>" nogil:
+    int IPPROTO_TCP
+
+
 cdef extern from "Python.h":
     PyObject *new_bytes "PyBytes_FromStringAndSize" (const char *data, Py_ssize_t size)
 
@@ -440,11 +456,13 @@ cdef class WritingTransport(ByteTransport):
         return 0
 
 
-cdef int set_nodelay(object sock) except -1:
+cdef int set_nodelay(int fd) noexcept:
     """Small writes leave at once, as asyncio has it for TCP."""
-    if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type == socket.SOCK_STREAM:
-        if sock.proto in (0, socket.IPPROTO_TCP):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    cdef int protocol = 0
+    cdef int on = 1
+    cdef socklen_t size = sizeof(protocol)
+    if getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &size) == 0 and protocol == IPPROTO_TCP:
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on))
     return 0
 
 
@@ -481,7 +499,7 @@ cdef class StreamTransport(WritingTransport):
         self, LoopCore loop, object sock, object protocol, object context, dict extra,
         object server
     ) except -1:
-        set_nodelay(sock)
+        set_nodelay(sock.fileno())
         self.failure_text = WRITE_FAILED
         self.open_stream(loop, sock, protocol, context, extra, &protocol_handler, False)
         self.set_protocol(protocol)

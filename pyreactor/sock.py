@@ -11,9 +11,17 @@ as long as it is the same socket (see DescriptorWatch in _loop.pyx), and goes wh
 import errno
 import socket
 
-from pyreactor._sock import attempt, check_sock, try_recv, try_recv_into, try_send
+from pyreactor._sock import (
+    attempt,
+    check_sock,
+    numeric_family,
+    try_recv,
+    try_recv_into,
+    try_send,
+)
 
 _INTERNET = {socket.AF_INET, socket.AF_INET6}
+_ANY_OR_TCP = {0, socket.IPPROTO_TCP}
 
 
 class SockMethods:
@@ -63,10 +71,24 @@ class SockMethods:
         accepted[0].setblocking(False)
         return accepted
 
+    async def _ensure_resolved(
+        self, address, *, family=0, type=socket.SOCK_STREAM, proto=0, flags=0, loop
+    ):
+        # As asyncio's, without so much Python where an address is a number already.
+        if type is socket.SOCK_STREAM and proto in _ANY_OR_TCP:
+            found = numeric_family(address)
+            if found is not None and family in (0, found):
+                host, port = address[:2]
+                rest = (*address[2:], 0, 0)[:2] if found is socket.AF_INET6 else ()
+                return [(found, type, socket.IPPROTO_TCP, "", (host, port, *rest))]
+        return await super()._ensure_resolved(
+            address, family=family, type=type, proto=proto, flags=flags, loop=loop
+        )
+
     async def sock_connect(self, sock, address):
         """Connect to `address`, whose host is looked up where it is a name."""
         check_sock(self, sock)
-        if sock.family in _INTERNET:
+        if numeric_family(address) is None and sock.family in _INTERNET:
             resolved = await self._ensure_resolved(
                 address, family=sock.family, type=sock.type, proto=sock.proto, loop=self
             )

@@ -620,3 +620,24 @@ def test_an_exit_in_a_task_that_was_waiting_leaves_the_loop(new_loop, pair):
     with pytest.raises(SystemExit):
         loop.run_until_complete(task)
     assert isinstance(task.exception(), SystemExit)
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "::1", "127.1", "", "fe80::1%lo", "::ffff:1.2.3.4", None]
+)
+@pytest.mark.parametrize("port", [0, 80, 70000, "80", "", None, True])
+@pytest.mark.parametrize("family", [0, socket.AF_INET, socket.AF_INET6])
+@pytest.mark.pyreactor_only
+def test_addresses_in_numbers_resolve_as_asyncios(loop, host, port, family):
+    reference = asyncio.SelectorEventLoop()
+    outcomes = []
+    for other in (reference, loop):
+        for rest in ((), (1, 2)):
+            try:
+                resolving = other._ensure_resolved((host, port, *rest), family=family, loop=other)
+                outcomes.append(repr(other.run_until_complete(resolving)))
+            except (OSError, OverflowError, TypeError, ValueError) as exc:
+                outcomes.append(repr(exc))
+        other.run_until_complete(other.shutdown_default_executor())
+    reference.close()
+    assert outcomes[:2] == outcomes[2:]
