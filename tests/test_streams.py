@@ -120,7 +120,9 @@ class Scenario:
         await asyncio.sleep(0)
 
     def resize(self, limit):
-        if type(limit) is int or all(task.done() for task in self.tasks):
+        # What is no limit at all is set between reads only.
+        is_limit = type(limit) is int and 0 < limit < sys.maxsize // 2
+        if is_limit or all(task.done() for task in self.tasks):
             self.reader._limit = limit
 
     def look(self):
