@@ -636,10 +636,7 @@ class HalfSyncHalfAsync(_Queued):
 
         Connections are spread over the asynchronous threads in turn.
         """
-        if not callable(demultiplexer):
-            raise TypeError(
-                "each asynchronous thread needs a demultiplexer of its own: give the class"
-            )
+        _refuse_shared(demultiplexer)
         if not 0 < async_threads < 256:
             raise ValueError("there are 1 to 255 asynchronous threads")
         handle_sets: list[HandleSet] = [
@@ -692,6 +689,7 @@ class EfficientHalfSyncHalfAsync(_Dispatcher):
             raise ValueError(
                 f"the hand-off is 'ring', 'reuseport' or 'reuseport_cbpf', not {handoff!r}"
             )
+        _refuse_shared(demultiplexer)
         count = len(os.sched_getaffinity(0)) if loops is None else _worker_count(loops)
         self.handoff = handoff
         self._main_set = HandleSet(demultiplexer(), strict=strict, on_error=on_error)
@@ -904,6 +902,11 @@ def _refuse_asynchronous(io: Any, name: str) -> None:
             f"{name} waits for readiness, and {type(io).__name__} does the I/O itself:"
             " asynchronous I/O is a Proactor's (pyreactor.Proactor)"
         )
+
+
+def _refuse_shared(demultiplexer: Any) -> None:
+    if not callable(demultiplexer):
+        raise TypeError("each thread needs a demultiplexer of its own: give the class")
 
 
 def _cpus(affinity: bool | list[int] | None) -> list[int]:
