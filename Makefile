@@ -160,14 +160,14 @@ test-c: c-plain ## run the C tests
 asan: c-asan ## run the C tests under AddressSanitizer and UndefinedBehaviorSanitizer
 tsan: c-tsan ## run the C tests under ThreadSanitizer
 
-# The request queue for long: HISTORY_ITEMS through each topology, and SECONDS under TSan; and as
-# many random STEPS of the io_uring backend and of its operations.
+# The request queue for long: HISTORY_ITEMS through each topology, and SECONDS under TSan; as many
+# random STEPS of the io_uring backend and of its operations; and the dispatchers for SECONDS.
 HISTORY_ITEMS ?= 100000000
 STEPS ?= 1000000
 SECONDS ?= 600
 
 .PHONY: stress
-stress: ## check the queue and io_uring for long; HISTORY_ITEMS, SECONDS, STEPS
+stress: build ## queue, io_uring and dispatchers for long; HISTORY_ITEMS, SECONDS, STEPS
 	@$(MAKE) --no-print-directory build/c/plain/tests/stress/queue_history \
 	    build/c/asan/tests/c/test_uring build/c/asan/tests/c/test_op \
 	    build/c/tsan/tests/stress/queue_history
@@ -180,6 +180,7 @@ stress: ## check the queue and io_uring for long; HISTORY_ITEMS, SECONDS, STEPS
 	build/c/asan/tests/c/test_op $(STEPS)
 	setarch -R build/c/tsan/tests/stress/queue_history --threads 4x4 --capacity 4 --log \
 	    --items 100000 --seconds $(SECONDS)
+	$(PY) tests/stress/dispatch.py --seconds $(SECONDS)
 
 # The shared queue's processes, killed KILLS times at random and at each of their steps.
 KILLS ?= 10000

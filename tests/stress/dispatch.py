@@ -189,7 +189,7 @@ class Run:
                 raise Failure(f"{thread.name} hangs")
         for _ in range(self.made):
             if not self.closed.acquire(blocking=False):
-                raise Failure("a handler was not closed")
+                raise Failure("; ".join(["a handler was not closed", *self.failures[:5]]))
         for peer in self.peers:
             peer.close()
         if dispatcher.stats().get("violations"):
@@ -235,9 +235,10 @@ class Run:
         try:
             if chance.random() < 0.3:
                 handler.handle_set.remove_handle(number)
-            handles = dispatcher._handle_sets[-1].handles()
-            if len(handles) > HANDLES_MAX:
-                dispatcher.remove_handle(chance.choice(handles))
+            for handle_set in dispatcher._handle_sets:
+                handles = handle_set.handles()
+                for fd in chance.sample(handles, max(0, len(handles) - HANDLES_MAX)):
+                    handle_set.remove_handle(fd)
         except (KeyError, RuntimeError):
             pass  # it was closed by itself
 
