@@ -40,6 +40,7 @@ from pyreactor.handlers import (
     EventHandler,
     SignalHandler,
     TimerHandler,
+    UnboundHandlerError,
 )
 from pyreactor.request_queue import RequestQueue
 
@@ -232,15 +233,23 @@ class Run:
             old = self.peers.pop(0) if len(self.peers) > 30 else None
         if old is not None:
             old.close()
+        if chance.random() < 0.3:
+            try:
+                self.remove(handler.handle_set, number)
+            except UnboundHandlerError:
+                pass  # it has removed itself
+
+        for handle_set in dispatcher._handle_sets:
+            handles = handle_set.handles()
+            for fd in chance.sample(handles, max(0, len(handles) - HANDLES_MAX)):
+                self.remove(handle_set, fd)
+                time.sleep(0.001)  # they are out when their thread comes to them
+
+    def remove(self, handle_set, number):
         try:
-            if chance.random() < 0.3:
-                handler.handle_set.remove_handle(number)
-            for handle_set in dispatcher._handle_sets:
-                handles = handle_set.handles()
-                for fd in chance.sample(handles, max(0, len(handles) - HANDLES_MAX)):
-                    handle_set.remove_handle(fd)
-        except (KeyError, RuntimeError):
-            pass  # it was closed by itself
+            handle_set.remove_handle(number)
+        except KeyError:
+            pass  # it was removed already, and perhaps it is closed later
 
     def feed(self, dispatcher, chance):
         """Send to some of them."""
