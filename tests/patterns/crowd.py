@@ -1,7 +1,8 @@
 """Many connections at once, between two processes.
 
-usage: crowd.py serve KIND COUNT     tells its address, and at the end of its input what it saw
-       crowd.py connect PORT COUNT   connects, has all echoed once, and tells how many were
+usage: crowd.py serve KIND COUNT     tells its address, and upon a line of input what it has
+       crowd.py connect PORT COUNT   connects, has all echoed once, and tells how many were; it
+                                     stays connected until the end of its input
 """
 
 import json
@@ -10,7 +11,6 @@ import resource
 import select
 import socket
 import sys
-import time
 
 from pyreactor.dispatchers import (
     EfficientHalfSyncHalfAsync,
@@ -48,19 +48,18 @@ def serve(kind, count):
         service = EchoService if kind == "half-async" else EchoHandler
         acceptor = AcceptHandler(("127.0.0.1", 0), service, backlog=1024)
         dispatcher.register_handle(acceptor, acceptor)
-        before = count_threads()
+        before = threads = count_threads()
         print(json.dumps(acceptor.address), flush=True)
-        most = threads = 0
-        loops = []
         while not select.select([sys.stdin], [], [], 0.05)[0]:
-            handles = dispatcher.stats()["handles"]
             threads = max(threads, count_threads())
-            if handles > most:
-                most = handles
-                if isinstance(dispatcher, EfficientHalfSyncHalfAsync):
-                    loops = dispatcher.connections()
-    seen = {"threads_before": before, "threads": threads, "most_handles": most}
-    print(json.dumps({**seen, "connections": loops}))
+        seen = {
+            "threads_before": before,
+            "threads": max(threads, count_threads()),
+            "handles": dispatcher.stats()["handles"],
+        }
+        if isinstance(dispatcher, EfficientHalfSyncHalfAsync):
+            seen["connections"] = dispatcher.connections()
+    print(json.dumps(seen))
 
 
 def connect(port, count):
@@ -77,8 +76,8 @@ def connect(port, count):
         client.sendall(b"hello")
     for client in clients:
         echoed += client.recv(5) == b"hello"
-    time.sleep(0.2)  # for the server to look at them all
-    print(echoed, "echoed")
+    print(echoed, "echoed", flush=True)
+    sys.stdin.read()  # they stay until the server has been asked
 
 
 if __name__ == "__main__":

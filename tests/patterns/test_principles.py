@@ -45,6 +45,7 @@ PATTERNS = {
 }
 
 
+@pytest.mark.time_limit(60)  # strace on a busy machine
 @pytest.mark.parametrize("name", PATTERNS)
 def test_who_accepts_reads_writes_and_handles(name):
     """The patterns side by side: what tells them apart, by what the kernel saw."""

@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import pathlib
 import resource
 import subprocess
 import sys
@@ -58,6 +57,7 @@ def test_C1_stats_tell_how_often_threads_were_switched(kind):
 
 
 MANY, FEW = 10_000, 1_000
+THREADS = 4  # of crowd.py
 FULL = {"efficient"}  # the others get fewer, for time's sake; with PYREACTOR_CROWDS=all none does
 
 
@@ -76,8 +76,9 @@ def test_C2_threads_do_not_grow_with_connections(kind):
 def test_C3_one_thread_serves_many_connections():
     loops = serve_many("efficient")["connections"]
     assert len(loops) == 4
+    # In turn, but for a loop that has no room for more just then.
     share = connections_for("efficient") / 4
-    assert all(share <= count <= share + 2 for count in loops), loops
+    assert all(share / 2 < count < share * 2 for count in loops), loops
 
 
 @functools.cache  # two rows look at one run
@@ -87,26 +88,21 @@ def serve_many(kind):
     if hard < count + 200:
         message = f"no {count} descriptors for a process (ulimit -Hn)"
         pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
-    program = pathlib.Path(witness.HERE) / "crowd.py"
-    pipe = subprocess.PIPE
-    server = [sys.executable, program, "serve", kind, str(count)]
-    with subprocess.Popen(server, stdin=pipe, stdout=pipe, text=True) as serving:
-        address = json.loads(serving.stdout.readline())
-        clients = subprocess.run(
-            [sys.executable, program, "connect", str(address[1]), str(count)],
-            stdin=pipe,
-            stdout=pipe,
-            text=True,
-            check=True,
-        )
-        told, _ = serving.communicate("\n")
-    assert serving.returncode == 0
-    seen = json.loads(told)
-    assert clients.stdout.split() == [str(count), "echoed"]
-    assert seen["most_handles"] >= count
-    assert seen["threads"] == 4 + OTHERS[kind] + 1  # and the program's own
-    assert seen["threads_before"] == seen["threads"]
+    program = witness.HERE / "crowd.py"
+    with talking([sys.executable, program, "serve", kind, str(count)]) as server:
+        address = json.loads(server.stdout.readline())
+        with talking([sys.executable, program, "connect", str(address[1]), str(count)]) as clients:
+            assert clients.stdout.readline().split() == [str(count), "echoed"]
+            seen = json.loads(server.communicate("\n")[0])
+    assert seen["handles"] >= count
+    assert seen["threads"] == seen["threads_before"]
+    assert seen["threads"] == THREADS + OTHERS[kind] + 1  # and the program's own
     return seen
+
+
+def talking(command):
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
 
 
 def test_C4_threads_may_be_pinned_to_processors():

@@ -58,6 +58,7 @@ def test_U3_a_dispatcher_takes_any_queue(kind):
     assert queue.stats().puts >= 2 and queue.closed
 
 
+@pytest.mark.time_limit(60)
 def test_U4_one_put_wakes_one_of_those_who_sleep():
     with witness.record("stage.py", "half-reactive", "workers=4") as scene:
         with scene.connect() as client:
@@ -80,6 +81,7 @@ def test_U4_one_put_wakes_one_of_those_who_sleep():
     assert len(awake) == 1 and awake[0].arguments.startswith(word)
 
 
+@pytest.mark.time_limit(60)
 def test_U4_no_system_call_where_nobody_sleeps():
     """A put and a get are a few instructions then, counted by strace."""
     with witness.record("queue_stage.py") as scene:
