@@ -150,7 +150,7 @@ async def compare(steps, ours, model):
 @pytest.mark.parametrize("mode", ["r+b", "w+b", "a+b", "rb", "wb", "x+b"])
 async def test_binary_files_behave_as_the_built_in_ones(files, loop, tmp_path, mode, seed):
     dice = random.Random(f"{mode}{seed}")
-    buffering = dice.choice([-1, -1, 0, 10, 4096])
+    buffering = dice.choice([-1, -1, 0, 100, 4096])
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     if "x" not in mode:
         ours.write_bytes(LINES)
@@ -1020,8 +1020,10 @@ def test_on_the_ring_neither_a_thread_nor_another_call_does_it(tmp_path):
     assert names["io_uring_enter"] > 10
     memory = {"brk", "mmap", "munmap", "mremap", "madvise"}
     # lseek() says whether a file has positions, and sets the descriptor's own: no I/O.  asyncio
-    # of Python 3.11 asks for the process's number with each get_running_loop().
-    assert set(names) - memory <= {"io_uring_enter", "lseek", "getpid"}, names
+    # of Python 3.11 asks for the process's number with each get_running_loop(), and interpreters
+    # without the GIL yield.
+    harmless = {"lseek", "getpid", "sched_yield"}
+    assert set(names) - memory - harmless == {"io_uring_enter"}, names
     assert len({line.split()[0] for line in lines}) == 1  # threads
 
 
