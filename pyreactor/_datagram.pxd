@@ -6,6 +6,11 @@ from pyreactor._base_transport cimport BaseTransport
 from pyreactor._native cimport pr_address, pr_datagram_endpoint
 
 
+# Addresses, for whoever has sockets
+cdef object address_object(const pr_address *address)
+cdef bint read_address(object value, int family, pr_address *address) except -1
+
+
 cdef class DatagramTransport(BaseTransport):
     cdef readonly object _address  # of remote_addr, the only one to send to; None without
     cdef bint connected  # the kernel knows the peer, and refuses others

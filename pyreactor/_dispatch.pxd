@@ -18,6 +18,17 @@ from pyreactor._native cimport (
 from pyreactor._queue cimport QueueCore
 
 
+cdef class Completion:
+    cdef readonly int handle
+    cdef readonly object data
+    cdef readonly object error
+    cdef readonly bint eof
+    cdef readonly size_t count
+    cdef readonly object operation
+    cdef readonly object sock
+    cdef readonly object address
+
+
 cdef class TraceCore:
     cdef pr_trace core
 

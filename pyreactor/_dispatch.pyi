@@ -1,5 +1,6 @@
+import socket
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from typing_extensions import disjoint_base
 
@@ -18,11 +19,35 @@ ACTIONS: tuple[str, ...]
 ROLES: tuple[str, ...]
 STATES: tuple[str, ...]
 
-class Completion(NamedTuple):
-    handle: int
-    data: bytes
-    error: OSError | None
-    eof: bool
+@disjoint_base
+class Completion:
+    def __init__(
+        self,
+        handle: int,
+        data: bytes | memoryview = b"",
+        error: OSError | None = None,
+        eof: bool = False,
+        count: int = 0,
+        operation: Any = None,
+        sock: socket.socket | None = None,
+        address: Any = None,
+    ) -> None: ...
+    @property
+    def handle(self) -> int: ...
+    @property
+    def data(self) -> Any: ...
+    @property
+    def error(self) -> OSError | None: ...
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def operation(self) -> Any: ...
+    @property
+    def sock(self) -> socket.socket | None: ...
+    @property
+    def address(self) -> Any: ...
 
 class NotLeaderError(RuntimeError): ...
 

@@ -7,7 +7,8 @@ Waiting, queueing and handing over happen in C without the GIL; handlers are cal
 import errno
 import logging
 import threading
-from collections import namedtuple
+
+cimport cython
 
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t
 from libc.stdlib cimport calloc, free
@@ -94,7 +95,7 @@ KEEP = -2  # a CompletionHandler's: keep the handle, though the peer sends no mo
 # In the order of the enumerations in csrc/include/pyreactor/trace.h.
 ACTIONS = (
     'register', 'rearm', 'remove', 'wait', 'put', 'take', 'handle', 'read', 'write', 'join',
-    'lead', 'promote', 'delegate', 'hand_over',
+    'lead', 'promote', 'delegate', 'hand_over', 'submit', 'complete', 'select',
 )
 ROLES = ('application', 'main', 'worker', 'async', 'sync', 'member', 'loop')
 STATES = ('FOLLOWER', 'LEADER', 'PROCESSING')
@@ -112,9 +113,38 @@ cdef enum:
     STEPS_PER_READ = 256
 
 
-Completion = namedtuple('Completion', ['handle', 'data', 'error', 'eof'])
-Completion.__doc__ = """A finished read: the bytes, the OSError that ended it or None, and whether
-the peer sends no more."""
+@cython.freelist(64)
+cdef class Completion:
+    """The result of an operation, as its handler is told."""
+
+    def __init__(
+        self, int handle, data=b'', error=None, bint eof=False, size_t count=0, operation=None,
+        sock=None, address=None
+    ):
+        """Make one; its attributes have the names of the arguments.
+
+        handle      the descriptor
+        data        what was read: bytes, or a view of the buffer that was given
+        error       the OSError that it ended with, or None
+        eof         whether the peer sends no more; of a file, whether there is no more
+        count       how many bytes were read or written
+        operation   what aio_read() or another call has returned; None for registered handles
+        sock        the socket that was accepted or connected
+        address     its peer's address
+        """
+        self.handle = handle
+        self.data = data
+        self.error = error
+        self.eof = eof
+        self.count = count
+        self.operation = operation
+        self.sock = sock
+        self.address = address
+
+    def __repr__(self):
+        return (
+            f'Completion(handle={self.handle}, data={self.data!r}, error={self.error!r},'
+            f' eof={bool(self.eof)}, count={self.count})')
 
 
 cdef int64_t after(int64_t time_ns, int64_t delay_ns) noexcept:
@@ -473,7 +503,7 @@ cdef class HandleSetCore:
                 elif event.events == 0:
                     closes = True  # all is written, or the handle cannot be waited for
                 elif handler._is_channel:
-                    closes = self.reply(event.fd, handler.handle_write(event.fd), False)
+                    closes = self.reply(event.fd, handler.handle_write(Completion(event.fd)), False)
                 else:
                     closes = is_answer(handler.handle_event(event.fd, event.events), CLOSE)
             except BaseException as exc:

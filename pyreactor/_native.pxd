@@ -628,6 +628,109 @@ cdef extern from "pyreactor/signal_source.h" nogil:
     int pr_signal_source_read(pr_signal_source *source, int *signal_numbers, int max)
 
 
+cdef extern from "pyreactor/buffer_group.h" nogil:
+    ctypedef struct pr_buffer_group "struct pr_buffer_group":
+        uint64_t taken
+        uint64_t released
+        uint64_t exhaustions
+
+
+cdef extern from "pyreactor/aio.h" nogil:
+    int PR_NO_OFFSET
+    uint32_t PR_ANY_BUFFER
+    ctypedef enum pr_aio_kind "enum pr_aio_kind":
+        PR_AIO_READ
+        PR_AIO_WRITE
+        PR_AIO_ACCEPT
+        PR_AIO_CONNECT
+        PR_AIO_SENDFILE
+        PR_AIO_TIMER
+    ctypedef enum pr_notify "enum pr_notify":
+        PR_NOTIFY_CQE
+        PR_NOTIFY_EVENTFD
+        PR_NOTIFY_SIGNAL
+    int PR_LOUD
+    int PR_SILENT
+    ctypedef struct pr_strand "struct pr_strand":
+        unsigned delivered
+    ctypedef struct pr_aio "struct pr_aio":
+        pr_aio *next
+        pr_strand *strand
+        void *owner
+        pr_aio_kind kind
+        pr_notify notify
+        bint is_socket
+        int fd
+        int source_fd
+        int64_t offset
+        char *data
+        size_t size
+        uint32_t buffer
+        pr_address address
+        pr_timer timer
+        size_t done
+        int32_t result
+        unsigned worker
+        int silence
+    void pr_aio_init(pr_aio *aio, void *owner)
+
+
+cdef extern from "pyreactor/completion_queue.h" nogil:
+    ctypedef struct pr_completion_queue "struct pr_completion_queue":
+        uint32_t load
+    int pr_completion_queue_take(
+        pr_completion_queue *queue, pr_aio **first, int64_t deadline_ns)
+    void pr_completion_queue_close(pr_completion_queue *queue)
+
+
+cdef extern from "pyreactor/proactor.h" nogil:
+    ctypedef struct pr_notifier "struct pr_notifier":
+        int event_fd
+        int signal_number
+    ctypedef struct pr_proactor_ops "struct pr_proactor_ops":
+        const char *name
+    ctypedef enum pr_worker_policy "enum pr_worker_policy":
+        PR_ROUND_ROBIN
+        PR_LEAST_LOADED
+        PR_BY_CONNECTION
+    ctypedef enum pr_proactor_stop "enum pr_proactor_stop":
+        PR_GO_ON
+        PR_DRAIN
+        PR_ABORT
+    ctypedef struct pr_proactor_stats "struct pr_proactor_stats":
+        uint64_t submitted
+        uint64_t completed
+        uint64_t cancelled
+        uint64_t postponed
+        uint64_t silent
+        uint64_t waits
+        uint64_t live
+    ctypedef struct pr_proactor "struct pr_proactor":
+        pr_buffer_group buffers
+        pr_notifier notifier
+        pr_completion_queue *workers
+        unsigned worker_count
+        int stop
+        uint64_t live
+    const pr_proactor_ops pr_proactor_uring_ops
+    const pr_proactor_ops pr_proactor_readiness_ops
+    int pr_proactor_new(
+        pr_proactor **proactor, const pr_proactor_ops *ops, pr_buffer_pool *pool, pr_demux *demux,
+        pr_trace *trace, unsigned workers, pr_worker_policy policy, bint strict)
+    void pr_proactor_free(pr_proactor *proactor)
+    void pr_proactor_submit(pr_proactor *proactor, pr_aio *aio)
+    bint pr_proactor_cancel(pr_proactor *proactor, pr_aio *aio)
+    bint pr_aio_make_loud(pr_aio *aio)
+    int pr_proactor_run_once(pr_proactor *proactor, int64_t timeout_ns)
+    void pr_proactor_handled(pr_proactor *proactor, unsigned worker, pr_strand *strand)
+    void pr_proactor_end_rest(pr_proactor *proactor)
+    void pr_proactor_release_buffer(pr_proactor *proactor, uint32_t index)
+    void pr_proactor_forget(pr_proactor *proactor, int fd)
+    void pr_proactor_stop_turns "pr_proactor_stop"(pr_proactor *proactor, pr_proactor_stop how)
+    void pr_proactor_wake(pr_proactor *proactor)
+    void pr_proactor_read_stats(pr_proactor *proactor, pr_proactor_stats *stats)
+
+
 cdef extern from "pyreactor/openssl.h":
     ctypedef struct SSL:
         pass

@@ -77,7 +77,7 @@ class _Trace(Iterator[StepEvent]):
 
     def __init__(self, dispatcher: _Dispatcher) -> None:
         self._dispatcher = dispatcher
-        self._traces = [handle_set.trace_core for handle_set in dispatcher._handle_sets]
+        self._traces = dispatcher._trace_cores()
         self._steps: list[StepEvent] = []
         for trace in self._traces:
             trace.read()
@@ -391,6 +391,9 @@ class _Dispatcher:
         It ends when the dispatcher has stopped.  Leaving it as a context manager ends tracing.
         """
         return _Trace(self)
+
+    def _trace_cores(self) -> list[Any]:
+        return [handle_set.trace_core for handle_set in self._handle_sets]
 
     def _step(self, action: str, role: str, events: int) -> str:
         return self._steps.get((action, events), self._steps.get((action, 0), ""))

@@ -139,9 +139,15 @@ class ReadyHandler(EventHandler):
 
 
 class CompletionHandler(_Bindable, ABC):
-    """Handles finished reads: another thread reads and writes the bytes."""
+    """Handles what is finished: another thread, or the kernel, reads and writes the bytes.
+
+    Registered with register_handle(), a handle is read for it again and again, and what
+    handle_read() answers is written.  Its methods are called one at a time for one handle.  Under a
+    proactor it may be given to single operations, too: aio_read() and the others.
+    """
 
     mask = READ
+    every_write = False  # whether handle_write() is called for each answer that was written
     _is_channel = True
 
     @abstractmethod
@@ -154,9 +160,27 @@ class CompletionHandler(_Bindable, ABC):
         sends no more, and the handler has asked the set to report_written(reading=False).
         """
 
-    def handle_write(self, handle: int) -> bytes | int | None:
-        """All is written, as report_written() was to tell.  Returns what handle_read() does."""
+    def handle_write(self, completion: Completion) -> bytes | int | None:
+        """`completion.count` bytes have been written, or `completion.error` says why not.
+
+        Of a registered handle with `every_write`, or which report_written() was called for: all is
+        written.  Returns what handle_read() does.
+        """
         return None
+
+    def handle_accept(self, completion: Completion) -> Any:
+        """aio_accept() has accepted `completion.sock`, from `completion.address`.
+
+        Or `completion.error` says why not.  Returns CLOSE to have it closed again.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no handle_accept()")
+
+    def handle_connect(self, completion: Completion) -> Any:
+        """aio_connect() has connected `completion.sock`, or `completion.error` says why not.
+
+        Returns CLOSE to have it closed, or bytes to be written.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no handle_connect()")
 
 
 class EchoHandler(ReadyHandler):

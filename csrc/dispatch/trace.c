@@ -16,6 +16,7 @@ void pr_trace_init(struct pr_trace *trace)
 {
     atomic_init(&trace->on, false);
     atomic_init(&trace->lost, 0);
+    trace->write = pr_trace_write;
     trace->life = atomic_fetch_add(&last_life, 1) + 1;
     trace->rings = NULL;
     pthread_mutex_init(&trace->lock, NULL); /* cannot fail on Linux */

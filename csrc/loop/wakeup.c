@@ -42,13 +42,18 @@ void pr_wakeup_wake(struct pr_wakeup *wakeup)
         write_eventfd(wakeup);
 }
 
-void pr_wakeup_post(struct pr_wakeup *wakeup, struct pr_callback *callback)
+void pr_wakeup_push(struct pr_wakeup *wakeup, struct pr_callback *callback)
 {
     struct pr_callback *newest = atomic_load_explicit(&wakeup->inbox, memory_order_relaxed);
     do {
         callback->next = newest;
         /* Pairs with the exchange in pr_wakeup_take_inbox(): publishes the callback. */
     } while (!atomic_compare_exchange_weak(&wakeup->inbox, &newest, callback));
+}
+
+void pr_wakeup_post(struct pr_wakeup *wakeup, struct pr_callback *callback)
+{
+    pr_wakeup_push(wakeup, callback);
     int expected = PR_SLEEPING;
     if (atomic_compare_exchange_strong(&wakeup->state, &expected, PR_WOKEN))
         write_eventfd(wakeup);

@@ -360,7 +360,7 @@ def test_what_a_peer_does_not_read_is_not_read_from_it_either(dispatcher, kind, 
             self.handle_set.report_written(completion.handle)
             return answer
 
-        def handle_write(self, handle):
+        def handle_write(self, completion):
             written.set()
             return b"."
 

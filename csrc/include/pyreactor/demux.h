@@ -73,7 +73,7 @@ struct pr_demux_ops {
 
 struct pr_demux {
     const struct pr_demux_ops *ops;
-    struct pr_wakeup wakeup; /* how the wait is ended; its inbox is not used */
+    struct pr_wakeup wakeup; /* how the wait is ended; its inbox is whoever waits' to use */
     atomic_bool waiting;     /* a thread is in pr_demux_wait() */
 };
 

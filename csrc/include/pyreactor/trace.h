@@ -31,6 +31,9 @@ enum pr_action {
     PR_ACTION_PROMOTE,   /* the leader has made room for a new one */
     PR_ACTION_DELEGATE,  /* the leader has given the event to a follower */
     PR_ACTION_HAND_OVER, /* a connection was given to the loop that owns it from now on */
+    PR_ACTION_SUBMIT,    /* an operation was started */
+    PR_ACTION_COMPLETE,  /* it is done */
+    PR_ACTION_SELECT,    /* a worker was chosen for its result */
 };
 
 enum pr_role {
@@ -62,6 +65,9 @@ struct pr_trace_ring {
 
 struct pr_trace {
     atomic_bool on;
+    /* pr_trace_write(): called through this, a trace serves extension modules beside its own. */
+    void (*write)(struct pr_trace *trace, enum pr_action action, int fd, uint32_t events,
+                  int64_t time_ns);
     uint64_t life; /* tells this trace from an earlier one at the same address */
     pthread_mutex_t lock;
     struct pr_trace_ring *rings; /* owned; under the lock */
@@ -90,7 +96,7 @@ static inline void pr_trace_note(struct pr_trace *trace, enum pr_action action, 
                                  uint32_t events)
 {
     if (trace && atomic_load_explicit(&trace->on, memory_order_relaxed))
-        pr_trace_write(trace, action, fd, events, pr_now_ns());
+        trace->write(trace, action, fd, events, pr_now_ns());
 }
 
 /* The time of a step that begins now and is noted when it has succeeded, by which time another
@@ -105,7 +111,7 @@ static inline void pr_trace_note_at(struct pr_trace *trace, enum pr_action actio
                                     uint32_t events, int64_t time_ns)
 {
     if (time_ns > 0)
-        pr_trace_write(trace, action, fd, events, time_ns);
+        trace->write(trace, action, fd, events, time_ns);
 }
 
 #endif

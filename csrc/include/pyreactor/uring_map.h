@@ -20,12 +20,19 @@
 #define PR_URING_POLL_ADD 6
 #define PR_URING_POLL_REMOVE 7
 #define PR_URING_SENDMSG 9
+#define PR_URING_ACCEPT 13
 #define PR_URING_ASYNC_CANCEL 14
+#define PR_URING_CONNECT 16
+#define PR_URING_READ 22
+#define PR_URING_WRITE 23
 #define PR_URING_SEND 26
 #define PR_URING_RECV 27
 
+#define PR_URING_SQE_HARD_LINK (1u << 3)     /* flags: the next one starts when this one is done */
 #define PR_URING_SQE_ASYNC (1u << 4)         /* flags: by a thread of the kernel's, at once */
 #define PR_URING_SQE_BUFFER_SELECT (1u << 5) /* flags: the kernel takes a buffer of the group */
+#define PR_URING_POLL_FIRST (1u << 0)        /* ioprio of RECV: expect to wait */
+#define PR_URING_POLL_MULTISHOT (1u << 0)    /* length of POLL_ADD: stays in force */
 #define PR_URING_RECV_MULTISHOT (1u << 1)    /* ioprio of RECV: stays in force */
 
 #define PR_URING_CQE_BUFFER (1u << 0) /* the upper half of the flags is a buffer's id */

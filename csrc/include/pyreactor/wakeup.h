@@ -32,6 +32,9 @@ void pr_wakeup_deinit(struct pr_wakeup *wakeup);
 /* Puts `callback` in the inbox and wakes the loop where it sleeps.  Any thread. */
 void pr_wakeup_post(struct pr_wakeup *wakeup, struct pr_callback *callback);
 
+/* Puts it there without waking: for who wakes once for several, or in another way.  Any thread. */
+void pr_wakeup_push(struct pr_wakeup *wakeup, struct pr_callback *callback);
+
 /* Makes the loop return from its wait soon.  Any thread; async-signal-safe. */
 void pr_wakeup_wake(struct pr_wakeup *wakeup);
 
