@@ -23,12 +23,14 @@ cdef class Operation:
     # How it ended
     cdef cython.pymutex lock
     cdef bint ended
-    cdef object result_  # the Completion
+    cdef object data     # what was read, where the pool had the buffer
+    cdef object sock     # that was accepted or connected
     cdef object waiter   # a threading.Event, made by the first that waits
 
     cdef int take_view(self, object memory, bint writable) except -1
     cdef int drop_view(self) except -1
-    cdef int end(self, object completion) except -1
+    cdef int end(self) except -1
+    cdef Completion completion(self)
 
 
 cdef class Timer(Operation):
@@ -93,4 +95,4 @@ cdef class ProactorCore:
     cdef int handle_timer(self, Timer timer) except -1
     cdef int handle_operation(self, Operation operation) except -1
     cdef int close_handle(self, Operation operation) except -1
-    cdef Completion complete(self, Operation operation)
+    cdef int complete(self, Operation operation) except -1

@@ -129,7 +129,7 @@ cdef class Operation:
         """Return its Completion.  Raises RuntimeError while it is not done."""
         if not self.ended:
             raise RuntimeError(f'{self!r} is not done: wait() for it')
-        return self.result_
+        return self.completion()
 
     def wait(self, timeout=None):
         """Wait until it is done, `timeout` seconds at most; returns whether it is.
@@ -174,9 +174,27 @@ cdef class Operation:
             PyBuffer_Release(&self.view)
         return 0
 
-    cdef int end(self, object completion) except -1:
+    cdef Completion completion(self):
+        """Its result; made each time, since it refers to the operation."""
+        cdef pr_aio *aio = &self.core
+        cdef Completion completion = Completion.__new__(Completion)
+        completion.handle = aio.fd
+        completion.data = self.data
+        completion.count = aio.done
+        completion.operation = self
+        completion.sock = self.sock
+        if aio.result < 0:
+            completion.error = errno_exception(aio.result)
+        if aio.kind == PR_AIO_READ:
+            completion.eof = aio.done == 0 and aio.result == 0
+            if self.memory is not None:
+                completion.data = memoryview(self.memory)[:aio.done]
+        elif self.sock is not None:
+            completion.address = address_object(&aio.address)
+        return completion
+
+    cdef int end(self) except -1:
         self.drop_view()
-        self.result_ = completion
         with self.lock:
             self.ended = True
             waiter = self.waiter
@@ -695,7 +713,7 @@ cdef class ProactorCore:
             again = False
         else:
             if not again:
-                timer.end(None)
+                timer.end()
             try:
                 answer = timer.handler.handle_timeout(timer)
             except BaseException as exc:
@@ -713,14 +731,14 @@ cdef class ProactorCore:
                     timer.core.timer.deadline_ns = deadline_ns
                     pr_proactor_submit(self.core, &timer.core)
         if not again:
-            timer.end(None)
+            timer.end()
             Py_DECREF(timer)
         return 0
 
     cdef int handle_operation(self, Operation operation) except -1:
-        cdef Completion completion
         try:
-            completion = self.complete(operation)
+            self.complete(operation)
+            completion = operation.completion() if operation.handler is not None else None
             answer = None
             handler = operation.handler
             try:
@@ -737,7 +755,7 @@ cdef class ProactorCore:
             except BaseException as exc:
                 self.on_error(handler, exc)
                 answer = CLOSE
-            operation.end(completion)
+            operation.end()
             if answer is None or handler is None:
                 pass
             elif isinstance(answer, int):
@@ -752,8 +770,8 @@ cdef class ProactorCore:
     cdef int close_handle(self, Operation operation) except -1:
         """The answer CLOSE to an operation of a handle that is not registered."""
         handler = operation.handler
-        if operation.core.kind == PR_AIO_ACCEPT and operation.result_.sock is not None:
-            operation.result_.sock.close()
+        if operation.core.kind == PR_AIO_ACCEPT and operation.sock is not None:
+            operation.sock.close()
             return 0
         try:
             handler.handle_close(operation.core.fd)
@@ -761,36 +779,25 @@ cdef class ProactorCore:
             self.on_error(handler, exc)
         return 0
 
-    cdef Completion complete(self, Operation operation):
+    cdef int complete(self, Operation operation) except -1:
+        """Takes over what the core brought: bytes out of the pool, a descriptor."""
         cdef pr_aio *aio = &operation.core
-        cdef Completion completion = Completion.__new__(Completion)
-        completion.handle = aio.fd
-        completion.data = b''
-        completion.count = aio.done
-        completion.operation = operation
-        if aio.result < 0:
-            completion.error = errno_exception(aio.result)
-        if aio.kind == PR_AIO_READ:
-            completion.eof = aio.done == 0 and aio.result == 0
-            if aio.done and operation.memory is not None:
-                completion.data = memoryview(operation.memory)[:aio.done]
-            elif aio.done:
-                completion.data = PyBytes_FromStringAndSize(aio.data, aio.done)
+        operation.data = b''
+        if aio.kind == PR_AIO_READ and aio.done and operation.memory is None:
+            operation.data = PyBytes_FromStringAndSize(aio.data, <Py_ssize_t>aio.done)
         elif aio.kind == PR_AIO_ACCEPT and aio.result >= 0:
             listener = operation.handle
             if isinstance(listener, socket.socket):
-                completion.sock = socket.socket(
+                operation.sock = socket.socket(
                     listener.family, listener.type, listener.proto, fileno=aio.result)
             else:
-                completion.sock = socket.socket(fileno=aio.result)
-            completion.address = address_object(&aio.address)
+                operation.sock = socket.socket(fileno=aio.result)
         elif aio.kind == PR_AIO_CONNECT:
-            completion.sock = operation.handle
-            completion.address = address_object(&aio.address)
+            operation.sock = operation.handle
         if aio.buffer < PR_ANY_BUFFER:
             pr_proactor_release_buffer(self.core, aio.buffer)
             aio.buffer = PR_BUFFER_NONE
-        return completion
+        return 0
 
     # --- Its end ----------------------------------------------------------------------------------
 

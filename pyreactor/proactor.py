@@ -520,6 +520,7 @@ class SimulatedProactor(_Proactor):
     """The main thread accepts, reads and writes, and workers get finished reads."""
 
     _engine = "readiness"
+    _own_demultiplexer: EpollDemultiplexer | None = None
     _steps: ClassVar[dict[tuple[str, int], str]] = {
         ("register", 1): "S1",
         ("wait", 1): "S2",
@@ -553,12 +554,19 @@ class SimulatedProactor(_Proactor):
         """
         _refuse_asynchronous(demultiplexer, type(self).__name__)
         if demultiplexer is None:
-            demultiplexer = EpollDemultiplexer()
+            demultiplexer = self._own_demultiplexer = EpollDemultiplexer()
         if not isinstance(demultiplexer, DemultiplexerCore):
             raise TypeError(f"a demultiplexer was expected, got {demultiplexer!r}")
         super().__init__(
             demultiplexer, workers, select_worker, buffers, buffer_bytes, strict, affinity, on_error
         )
+
+
+    def stop(self, drain: bool = True, timeout: float | None = None) -> None:
+        """Stop; see Proactor.stop().  A demultiplexer that was given stays open."""
+        super().stop(drain, timeout)
+        if self._own_demultiplexer is not None and not self._core._is_open():
+            self._own_demultiplexer.close()
 
 
 def new_proactor(**arguments: Any) -> Proactor | SimulatedProactor:

@@ -468,7 +468,7 @@ static void readiness_submit(struct pr_proactor *proactor, struct pr_aio *aio)
 {
     struct readiness_proactor *self = of(proactor);
     bool is_write = aio->kind == PR_AIO_SENDFILE || (aio->kind == PR_AIO_WRITE && !is_file(aio));
-    if (proactor->strict && is_write) {
+    if (proactor->strict && is_write && aio->size > 0) {
         /* One step: whoever gets it from the list finds it in the inbox. */
         pthread_mutex_lock(&self->lock);
         aio->waits = await_readiness_locked(self, aio) == 0;
