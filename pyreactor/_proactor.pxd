@@ -85,6 +85,7 @@ cdef class ProactorCore:
     cdef object changes    # a lock over `channels` and the end
     cdef dict channels     # by descriptor
     cdef dict files        # listeners and the like that have operations of their own, by descriptor
+    cdef bint interrupted  # the main thread is to look for signals
     cdef bint over         # there are no turns any more
 
     cdef int check(self) except -1

@@ -8,9 +8,8 @@ in the workers, and in whatever thread asks for an operation.
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport INT64_MAX, UINT32_MAX, int64_t, uint32_t
+from libc.stdint cimport INT64_MAX, int64_t, uint32_t
 
 from pyreactor._buffer cimport BufferPoolCore
 from pyreactor._datagram cimport address_object, read_address
@@ -461,7 +460,7 @@ cdef class ProactorCore:
         error = pr_proactor_new(
             &self.core,
             &pr_proactor_uring_ops if engine == 'io_uring' else &pr_proactor_readiness_ops,
-            &pool.core, demultiplexer.demux if demultiplexer is not None else NULL,
+            pool.core, demultiplexer.demux if demultiplexer is not None else NULL,
             &trace.core, workers, POLICIES[policy], strict)
         if error < 0:
             raise_errno(error)
@@ -484,7 +483,8 @@ cdef class ProactorCore:
         cdef Operation operation = Operation.__new__(Operation)
         self.check()
         if notify not in NOTIFICATIONS:
-            raise ValueError(f"an operation notifies by 'cqe', 'eventfd' or 'signal', not {notify!r}")
+            raise ValueError(
+                f"an operation notifies by 'cqe', 'eventfd' or 'signal', not {notify!r}")
         pr_aio_init(&operation.core, <void *>operation)
         operation.proactor = self
         operation.handle = handle
@@ -495,6 +495,7 @@ cdef class ProactorCore:
         return operation
 
     cdef int submit(self, Operation operation) except -1:
+        self.check()
         Py_INCREF(operation)  # the core's, until it is handled
         pr_proactor_submit(self.core, &operation.core)
         return 0
@@ -630,13 +631,14 @@ cdef class ProactorCore:
         while True:
             with nogil:
                 result = pr_proactor_run_once(self.core, timeout_ns)
-                while result == 0 and timeout_ns < 0:
+                while result == 0 and timeout_ns < 0 and not self.interrupted:
                     result = pr_proactor_run_once(self.core, -1)
             if result == 1:
                 return True
-            if result == -errno.EINTR:
+            self.interrupted = False
+            if result == 0 or result == -errno.EINTR:
                 PyErr_CheckSignals()
-            elif result < 0:
+            else:
                 raise_errno(result)
             if timeout_ns >= 0:
                 return False
@@ -838,7 +840,9 @@ cdef class ProactorCore:
     def _is_open(self):
         return self.core != NULL
 
-    def _wake(self):
+    def _interrupt(self):
+        """Have the main thread look for signals.  Any thread."""
+        self.interrupted = True
         if self.core != NULL:
             pr_proactor_wake(self.core)
 

@@ -7,10 +7,12 @@
     HalfSyncHalfAsync            async (k)    async threads            sync threads (n)
     EfficientHalfSyncHalfAsync   each loop    main accepts; loops      loops
     LeaderFollowers              the leader   who handles it           all threads, in turn
+    Proactor                     main         the kernel               workers
+    SimulatedProactor            main         main                     workers
 
-"main" is the thread that calls run(), or one that start() makes.  A dispatcher is started once and
-stopped once; `with dispatcher:` does both.  Handlers are registered before or after, from any
-thread.
+The last two are in pyreactor.proactor. "main" is the thread that calls run(), or one that start()
+makes. A dispatcher is started once and stopped once; `with dispatcher:` does both. Handlers are
+registered before or after, from any thread.
 
 Threads do not make Python code run in parallel where there is a GIL: they overlap waiting, and
 handlers that block.

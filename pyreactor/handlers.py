@@ -242,7 +242,8 @@ class EchoService(CompletionHandler):
 
     def handle_read(self, completion: Completion) -> bytes | int | None:
         """Return the bytes."""
-        return completion.data
+        data: bytes = completion.data
+        return data
 
     def handle_close(self, handle: int) -> None:
         """Close the socket."""

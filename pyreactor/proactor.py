@@ -264,7 +264,9 @@ class _Proactor(_Dispatcher):
         for acceptor in list(self._acceptors.values()):
             acceptor.remove()
 
-    def _bind_connection(self, sock: socket.socket, factory: Callable[[socket.socket], Any]) -> None:
+    def _bind_connection(
+        self, sock: socket.socket, factory: Callable[[socket.socket], Any]
+    ) -> None:
         """Register a connection that an AcceptHandler has accepted."""
         handler: Any = factory
         try:
@@ -326,25 +328,33 @@ class _Proactor(_Dispatcher):
         finally:
             self._core._close_workers()
 
-    def _stop_events(self, drain: bool) -> None:
-        self._core._stop(drain)
-        if not self._threads and self._runner is None:  # never started
-            self._core._close_workers()
-
     def stop(self, drain: bool = True, timeout: float | None = None) -> None:
         """Stop: no more accepts and reads; handlers that run go on to their end.
 
         With `drain` results that have come are handled and what was asked to be written is written;
         where a peer does not read that lasts until the `timeout`, or a second call without `drain`.
         Without it every operation is cut short.  Each operation's handler has been called once.
-        Not from a handler.  Raises TimeoutError after `timeout` seconds.
+        Any thread that is none of the proactor's.  Raises TimeoutError after `timeout` seconds.
         """
         super().stop(drain, timeout)
-        if self._core._is_open():
-            self._last_stats = self._core._stats()
-            self._core._close()
-            for acceptor in list(self._acceptors.values()):
-                acceptor.finish()
+
+    def _stop(self, drain: bool, deadline: Any) -> None:
+        super()._stop(drain, deadline)
+        self._last_stats = self._core._stats()
+        self._core._close()
+        for acceptor in list(self._acceptors.values()):
+            acceptor.finish()
+
+    def _end_waits(self) -> None:
+        self._core._stop(True)
+
+    def _stop_events(self, drain: bool, deadline: Any) -> None:
+        if not drain:
+            self._core._stop(False)
+
+    def _interrupt(self, ident: int) -> None:
+        if self._runner is not None and self._runner.ident != ident:
+            self._core._interrupt()
 
     # What is to be seen
 
@@ -491,11 +501,12 @@ class Proactor(_Proactor):
     ) -> None:
         """Make a proactor on io_uring; start() or run() starts it.
 
-        `workers` is how many threads handle results.  `select_worker` is "round_robin",
+        `workers` is how many threads handle results. `select_worker` is "round_robin",
         "least_loaded" (the fewest results that wait or are being handled) or "connection" (always
-        the same one for a descriptor).  `buffers` is a pool, or how many of `buffer_bytes` one is
-        made of now: for reads that bring none; nothing is allocated later.  `strict` names a buffer when a read is started, and reports
-        each write.  `on_error(handler, exception)` is told what handlers raise.
+        the same one for a descriptor). `buffers` is a pool, or how many of `buffer_bytes` one is
+        made of now: for reads that bring none; nothing is allocated later. `strict` names a buffer
+        when a read is started, and reports each write. `on_error(handler, exception)` is told what
+        handlers raise.
 
         Raises TypeError where `io` waits for readiness: that is a Reactor's, or a
         SimulatedProactor's.  Raises OSError, with the reason, where io_uring cannot be had.
@@ -561,11 +572,9 @@ class SimulatedProactor(_Proactor):
             demultiplexer, workers, select_worker, buffers, buffer_bytes, strict, affinity, on_error
         )
 
-
-    def stop(self, drain: bool = True, timeout: float | None = None) -> None:
-        """Stop; see Proactor.stop().  A demultiplexer that was given stays open."""
-        super().stop(drain, timeout)
-        if self._own_demultiplexer is not None and not self._core._is_open():
+    def _stop(self, drain: bool, deadline: Any) -> None:
+        super()._stop(drain, deadline)
+        if self._own_demultiplexer is not None:
             self._own_demultiplexer.close()
 
 

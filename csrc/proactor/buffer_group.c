@@ -16,8 +16,8 @@ static void tell_return(struct pr_buffer_group *group)
 
 static void ring_bell(struct pr_bell *bell)
 {
-    tell_return((struct pr_buffer_group *)(void *)((char *)bell -
-                                                   offsetof(struct pr_buffer_group, bell)));
+    tell_return(
+        (struct pr_buffer_group *)(void *)((char *)bell - offsetof(struct pr_buffer_group, bell)));
 }
 
 void pr_buffer_group_init(struct pr_buffer_group *group, struct pr_buffer_pool *pool,
@@ -76,10 +76,6 @@ int pr_buffer_group_provide(struct pr_buffer_group *group, struct pr_uring_buffe
 uint32_t pr_buffer_group_acquire(struct pr_buffer_group *group)
 {
     int index = pr_buffer_pool_acquire(group->pool);
-    if (index == -ENOBUFS) {
-        pr_bell_arm(&group->pool->bells, &group->bell);
-        index = pr_buffer_pool_acquire(group->pool); /* one may have come back before */
-    }
     if (index < 0) {
         atomic_fetch_add_explicit(&group->exhaustions, 1, memory_order_relaxed);
         return PR_BUFFER_NONE;
@@ -94,9 +90,14 @@ uint32_t pr_buffer_group_taken(struct pr_buffer_group *group, uint32_t number)
     return group->buffers[number];
 }
 
-void pr_buffer_group_want(struct pr_buffer_group *group)
+void pr_buffer_group_want(struct pr_buffer_group *group, bool of_pool)
 {
     atomic_store(&group->wanted, true);
+    if (!of_pool)
+        return;
+    pr_bell_arm(&group->pool->bells, &group->bell);
+    if (pr_buffer_pool_has_free(group->pool)) /* it came back before */
+        atomic_fetch_add(&group->returned, 1);
 }
 
 void pr_buffer_group_release(struct pr_buffer_group *group, uint32_t index)

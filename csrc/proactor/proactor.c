@@ -80,7 +80,7 @@ void pr_proactor_submit(struct pr_proactor *proactor, struct pr_aio *aio)
     aio->done = 0;
     aio->result = 0;
     aio->newer = aio->older = NULL;
-    aio->finished = aio->announced = aio->postponed = aio->waits = false;
+    aio->finished = aio->announced = aio->postponed = aio->wants_pool = aio->waits = false;
     aio->kernel_parts = 0;
     aio->unfinished = false;
     /* A pipe that does not block would fail at once, and be announced. */
@@ -107,8 +107,7 @@ bool pr_proactor_cancel(struct pr_proactor *proactor, struct pr_aio *aio)
 bool pr_aio_make_loud(struct pr_aio *aio)
 {
     int expected = PR_SILENT;
-    return atomic_compare_exchange_strong(&aio->silence, &expected, PR_LOUD) ||
-           expected == PR_LOUD;
+    return atomic_compare_exchange_strong(&aio->silence, &expected, PR_LOUD) || expected == PR_LOUD;
 }
 
 void pr_proactor_wake(struct pr_proactor *proactor)
@@ -132,7 +131,9 @@ void pr_proactor_forget(struct pr_proactor *proactor, int fd)
 
 void pr_proactor_stop(struct pr_proactor *proactor, enum pr_proactor_stop how)
 {
-    atomic_store(&proactor->stop, how);
+    int before = atomic_load(&proactor->stop);
+    while (before < (int)how && !atomic_compare_exchange_weak(&proactor->stop, &before, how))
+        ; /* an abort stays one */
     proactor->ops->wake(proactor);
 }
 
@@ -171,8 +172,7 @@ static unsigned least_loaded(const struct pr_proactor *proactor)
     unsigned found = 0;
     uint32_t least = UINT32_MAX;
     for (unsigned i = 0; i < proactor->worker_count && least > 0; i++) {
-        uint32_t load =
-            atomic_load_explicit(&proactor->workers[i].load, memory_order_relaxed);
+        uint32_t load = atomic_load_explicit(&proactor->workers[i].load, memory_order_relaxed);
         if (load < least) {
             least = load;
             found = i;
@@ -255,10 +255,9 @@ void pr_proactor_take_signals(struct pr_proactor *proactor)
 /* Tells the application in the way it asked for, where the kernel has not, and then a worker. */
 static void announce(struct pr_proactor *proactor, struct pr_aio *aio)
 {
-    bool announced = aio->announced;
-    if (aio->notify != PR_NOTIFY_CQE && !announced)
-        announced = pr_notifier_write(&proactor->notifier, aio->notify) == 0;
-    if (aio->notify != PR_NOTIFY_SIGNAL || !announced ||
+    if (aio->notify != PR_NOTIFY_CQE && !aio->announced)
+        aio->announced = pr_notifier_write(&proactor->notifier, aio->notify) == 0;
+    if (aio->notify != PR_NOTIFY_SIGNAL || !aio->announced ||
         !pr_notifier_await(&proactor->notifier, aio))
         deliver(proactor, aio);
 }
@@ -295,8 +294,8 @@ static void enlist(struct pr_proactor *proactor, struct pr_aio *aio)
 static bool is_stopped(const struct pr_proactor *proactor, const struct pr_aio *aio)
 {
     /* A drain lets go on what an answer may be made of: files are read. */
-    return proactor->abort_seen || (proactor->stop_seen && events_of(aio) != PR_WRITABLE &&
-                                    aio->offset == PR_NO_OFFSET);
+    return proactor->abort_seen ||
+           (proactor->stop_seen && events_of(aio) != PR_WRITABLE && aio->offset == PR_NO_OFFSET);
 }
 
 static int start_submitted(struct pr_callback *callback)
@@ -355,7 +354,8 @@ void pr_proactor_postpone(struct pr_proactor *proactor, struct pr_aio *aio)
     else
         proactor->first_postponed = aio;
     proactor->last_postponed = aio;
-    pr_buffer_group_want(&proactor->buffers);
+    proactor->pool_wanters += aio->wants_pool;
+    pr_buffer_group_want(&proactor->buffers, aio->wants_pool);
     atomic_fetch_add_explicit(&proactor->postponements, 1, memory_order_relaxed);
 }
 
@@ -373,6 +373,8 @@ bool pr_proactor_unpostpone(struct pr_proactor *proactor, struct pr_aio *aio)
     if (proactor->last_postponed == aio)
         proactor->last_postponed = before;
     aio->postponed = false;
+    proactor->pool_wanters -= aio->wants_pool;
+    aio->wants_pool = false;
     return true;
 }
 
@@ -381,6 +383,7 @@ bool pr_proactor_give_buffer(struct pr_proactor *proactor, struct pr_aio *aio)
     struct pr_buffer_pool *pool = proactor->buffers.pool;
     uint32_t index = pr_buffer_group_acquire(&proactor->buffers);
     if (index == PR_BUFFER_NONE) {
+        aio->wants_pool = true;
         pr_proactor_postpone(proactor, aio);
         return false;
     }
@@ -403,7 +406,7 @@ static void start_postponed(struct pr_proactor *proactor)
         proactor->ops->start(proactor, aio);
     }
     if (proactor->first_postponed)
-        pr_buffer_group_want(&proactor->buffers);
+        pr_buffer_group_want(&proactor->buffers, proactor->pool_wanters > 0);
 }
 
 static bool can_start_postponed(const struct pr_proactor *proactor)

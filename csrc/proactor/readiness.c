@@ -5,9 +5,10 @@
  * An interest is armed when an operation begins to wait, and disarmed when it is reported and
  * nothing waits any more: a connection that is read again and again costs no call of its own for
  * that.  It relies on pr_proactor_forget(); for an operation without a strand, whose descriptor may
- * have been closed since and be another one now, the demultiplexer is told each time.  With `strict` each step is a step: an interest is one-shot, the thread that asks for an
- * operation arms it, nothing is tried before it was reported, and reads go on until nothing is left
- * or the buffer is full.
+ * have been closed since and be another one now, the demultiplexer is told each time.  With
+ * `strict` each step is a step: an interest is one-shot, the thread that asks for an operation arms
+ * it, nothing is tried before it was reported, and reads go on until nothing is left or the buffer
+ * is full.
  *
  * A regular file cannot be waited for: the main thread reads and writes it at once, and is kept
  * from everything else for as long as the disk takes.
@@ -131,8 +132,8 @@ static enum outcome try_accept(struct pr_aio *aio)
 {
     for (;;) {
         aio->address.size = sizeof aio->address - offsetof(struct pr_address, any);
-        int fd = accept4(aio->fd, &aio->address.any, &aio->address.size,
-                         SOCK_CLOEXEC | SOCK_NONBLOCK);
+        int fd =
+            accept4(aio->fd, &aio->address.any, &aio->address.size, SOCK_CLOEXEC | SOCK_NONBLOCK);
         if (fd < 0 && (errno == EINTR || errno == ECONNABORTED))
             continue;
         if (fd < 0 && errno == EAGAIN)

@@ -165,7 +165,8 @@ static void prepare_poll(struct pr_aio *aio, struct pr_uring_sqe *sqe)
 {
     sqe->opcode = PR_URING_POLL_ADD;
     sqe->fd = aio->fd;
-    sqe->operation_flags = aio->kind == PR_AIO_READ || aio->kind == PR_AIO_ACCEPT ? POLLIN : POLLOUT;
+    sqe->operation_flags =
+        aio->kind == PR_AIO_READ || aio->kind == PR_AIO_ACCEPT ? POLLIN : POLLOUT;
     sqe->user_data = (uint64_t)(uintptr_t)aio | PART_POLL;
 }
 
@@ -306,8 +307,8 @@ static void complete(struct pr_proactor *proactor, struct pr_aio *aio,
 {
     int32_t result = cqe->result;
     if (cqe->flags & PR_URING_CQE_BUFFER) {
-        aio->buffer = pr_buffer_group_taken(&proactor->buffers,
-                                            cqe->flags >> PR_URING_CQE_BUFFER_SHIFT);
+        aio->buffer =
+            pr_buffer_group_taken(&proactor->buffers, cqe->flags >> PR_URING_CQE_BUFFER_SHIFT);
         aio->data = pr_buffer_pool_data(proactor->buffers.pool, aio->buffer);
     } else if (aio->buffer == PR_ANY_BUFFER && result == -ENOBUFS) {
         aio->kernel_parts = 0;
@@ -315,8 +316,7 @@ static void complete(struct pr_proactor *proactor, struct pr_aio *aio,
         return;
     }
     aio->poll_first = result == -EAGAIN;
-    aio->unfinished =
-        result == -EINTR || result == -EAGAIN || continue_operation(aio, &result);
+    aio->unfinished = result == -EINTR || result == -EAGAIN || continue_operation(aio, &result);
     aio->result = result;
     finish_part(proactor, aio);
 }
@@ -410,12 +410,13 @@ static void uring_wake(struct pr_proactor *proactor)
     pr_wakeup_wake(&of(proactor)->wakeup);
 }
 
-/* Makes the kernel's ring of buffers: three quarters of the pool, the rest is for those who name
- * theirs. */
+/* Makes the kernel's ring of buffers: three quarters of what is free, the rest is for those who
+ * name theirs. */
 static int provide_buffers(struct uring_proactor *self)
 {
-    uint32_t pool_count = self->base.buffers.pool->count;
-    uint32_t count = pool_count - pool_count / 4;
+    const struct pr_buffer_pool *pool = self->base.buffers.pool;
+    uint32_t available = pool->count - atomic_load(&pool->lent_count);
+    uint32_t count = available - available / 4;
     uint32_t entries = 1;
     if (count > PR_GROUP_BUFFERS_MAX)
         count = PR_GROUP_BUFFERS_MAX;
@@ -428,8 +429,7 @@ static int provide_buffers(struct uring_proactor *self)
         return -ENOMEM;
     for (uint32_t i = 0; i < entries; i++)
         self->buffer_ring[i] = (struct pr_uring_buffer){0};
-    int error =
-        pr_uring_map_register_buffers(&self->map, self->buffer_ring, entries, BUFFER_GROUP);
+    int error = pr_uring_map_register_buffers(&self->map, self->buffer_ring, entries, BUFFER_GROUP);
     if (error == 0)
         error = pr_buffer_group_provide(&self->base.buffers, self->buffer_ring, entries, count);
     if (error < 0) {

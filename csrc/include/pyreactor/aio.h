@@ -63,21 +63,21 @@ struct pr_strand {
 struct pr_aio {
     struct pr_callback submission; /* the way to the main thread */
     struct pr_callback cancellation;
-    struct pr_aio *next;               /* in the one list or queue it waits in */
-    struct pr_aio *newer, *older;      /* among those in flight; the main thread's */
-    struct pr_strand *strand;          /* borrowed; NULL: none */
-    void *owner;                       /* what embeds it */
+    struct pr_aio *next;          /* in the one list or queue it waits in */
+    struct pr_aio *newer, *older; /* among those in flight; the main thread's */
+    struct pr_strand *strand;     /* borrowed; NULL: none */
+    void *owner;                  /* what embeds it */
 
     /* What is wanted: */
     enum pr_aio_kind kind;
     enum pr_notify notify;
     bool is_socket;
-    int fd;          /* borrowed: it stays open until the operation is done */
-    int source_fd;   /* borrowed; of a sendfile */
-    int64_t offset;  /* in a file, or PR_NO_OFFSET */
-    char *data;      /* borrowed; of a pool's buffer once that is known */
-    size_t size;     /* bytes wanted */
-    uint32_t buffer; /* index in the pool, PR_BUFFER_NONE or PR_ANY_BUFFER */
+    int fd;                    /* borrowed: it stays open until the operation is done */
+    int source_fd;             /* borrowed; of a sendfile */
+    int64_t offset;            /* in a file, or PR_NO_OFFSET */
+    char *data;                /* borrowed; of a pool's buffer once that is known */
+    size_t size;               /* bytes wanted */
+    uint32_t buffer;           /* index in the pool, PR_BUFFER_NONE or PR_ANY_BUFFER */
     struct pr_address address; /* to connect to; of the peer that was accepted */
     struct pr_timer timer;     /* its deadline */
 
@@ -88,22 +88,26 @@ struct pr_aio {
 
     /* The proactor's: */
     struct pr_proactor *proactor;
-    _Atomic(int) cancel;  /* enum pr_aio_cancel */
-    _Atomic(int) silence; /* enum pr_aio_silence */
-    bool finished;        /* done, and waits for its cancellation to arrive */
-    bool announced;       /* the application was told in the way it asked for */
-    bool postponed;       /* waits for a buffer */
-    bool waits;           /* for readiness, before the main thread has heard of it */
-    bool unfinished;      /* there is more to be done than the kernel did */
-    bool poll_first;      /* its descriptor is to be waited for before it is tried */
-    uint8_t kernel_parts; /* what the kernel has of it: itself, its announcement */
+    _Atomic(int) cancel;           /* enum pr_aio_cancel */
+    _Atomic(int) silence;          /* enum pr_aio_silence */
+    bool finished;                 /* done, and waits for its cancellation to arrive */
+    bool announced;                /* the application was told in the way it asked for */
+    bool postponed;                /* waits for a buffer */
+    bool wants_pool;               /* ... and not for one of the kernel's */
+    bool waits;                    /* for readiness, before the main thread has heard of it */
+    bool unfinished;               /* there is more to be done than the kernel did */
+    bool poll_first;               /* its descriptor is to be waited for before it is tried */
+    uint8_t kernel_parts;          /* what the kernel has of it: itself, its announcement */
     size_t chunk_begin, chunk_end; /* of a sendfile: what is in its buffer */
 };
 
 /* Sets everything to "nothing": the owner fills in what it wants.  Any thread. */
 static inline void pr_aio_init(struct pr_aio *aio, void *owner)
 {
-    *aio = (struct pr_aio){.owner = owner, .fd = -1, .source_fd = -1, .offset = PR_NO_OFFSET,
+    *aio = (struct pr_aio){.owner = owner,
+                           .fd = -1,
+                           .source_fd = -1,
+                           .offset = PR_NO_OFFSET,
                            .buffer = PR_BUFFER_NONE};
     aio->submission.owner = aio;
     aio->cancellation.owner = aio;

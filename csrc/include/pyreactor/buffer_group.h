@@ -22,8 +22,8 @@
 struct pr_uring_buffer;
 
 struct pr_buffer_group {
-    struct pr_buffer_pool *pool; /* borrowed */
-    struct pr_bell bell;         /* rings when a buffer is back in the pool */
+    struct pr_buffer_pool *pool;                      /* borrowed */
+    struct pr_bell bell;                              /* rings when a buffer is back in the pool */
     void (*on_return)(struct pr_buffer_group *group); /* one that was wanted is back; any thread */
 
     /* The kernel's buffers: */
@@ -58,17 +58,19 @@ void pr_buffer_group_deinit(struct pr_buffer_group *group);
 int pr_buffer_group_provide(struct pr_buffer_group *group, struct pr_uring_buffer *ring,
                             uint32_t entries, uint32_t count);
 
-/* Takes a buffer of the pool.  Returns its index, or PR_BUFFER_NONE: on_return() will be called
- * when one is back.  Any thread. */
+/* Takes a buffer of the pool.  Returns its index, or PR_BUFFER_NONE.  Any thread. */
 uint32_t pr_buffer_group_acquire(struct pr_buffer_group *group);
 
 /* The buffer that the kernel has taken, by its number in the ring.  The thread that reads the
  * completions. */
 uint32_t pr_buffer_group_taken(struct pr_buffer_group *group, uint32_t number);
 
-/* Says that an operation found none of the kernel's: on_return() will be called.  Look at
- * `returned` once more after it.  Any thread. */
-void pr_buffer_group_want(struct pr_buffer_group *group);
+/*
+ * Says that operations wait, for one of the kernel's buffers or, with `of_pool`, for one of the
+ * pool: on_return() will be called when one is back.  Look at `returned` once more after it.  Any
+ * thread.
+ */
+void pr_buffer_group_want(struct pr_buffer_group *group, bool of_pool);
 
 /* Gives a buffer back to whom it belongs.  Any thread. */
 void pr_buffer_group_release(struct pr_buffer_group *group, uint32_t index);

@@ -100,6 +100,7 @@ struct pr_proactor {
     struct pr_aio in_flight; /* list head: started, and not finished */
     struct pr_timer_heap timers;
     struct pr_aio *first_postponed, *last_postponed;
+    size_t pool_wanters;    /* of these, those that want a buffer of the pool */
     uint64_t returned_seen; /* buffers that postponed operations have been started for */
     bool stop_seen, abort_seen;
 
@@ -174,26 +175,28 @@ void pr_proactor_wake(struct pr_proactor *proactor);
 /* Reads the counters.  Any thread. */
 void pr_proactor_read_stats(struct pr_proactor *proactor, struct pr_proactor_stats *stats);
 
-/* --- For the engines; main thread only. ------------------------------------------------------- */
+/* --- For the engines; of the main thread. -------------------------------------------------------
+ */
 
-/* Ends an operation.  `announced`: the kernel has told the application in the way it asked for. */
+/* Ends an operation.  `announced`: the kernel has told the application in the way it asked for.
+ * Main thread. */
 void pr_proactor_finish(struct pr_proactor *proactor, struct pr_aio *aio, int32_t result,
                         bool announced);
 
-/* Starts what was handed in. */
+/* Starts what was handed in.  Main thread. */
 void pr_proactor_take_inbox(struct pr_proactor *proactor);
 
-/* Has a started operation started again when there is a buffer. */
+/* Has a started operation started again when there is a buffer.  Main thread. */
 void pr_proactor_postpone(struct pr_proactor *proactor, struct pr_aio *aio);
 
-/* Takes one of those back.  Returns false where it is none. */
+/* Takes one of those back.  Returns false where it is none.  Main thread. */
 bool pr_proactor_unpostpone(struct pr_proactor *proactor, struct pr_aio *aio);
 
 /* Takes a buffer for an operation with PR_ANY_BUFFER.  Returns false where there is none: the
- * operation is postponed. */
+ * operation is postponed.  Main thread. */
 bool pr_proactor_give_buffer(struct pr_proactor *proactor, struct pr_aio *aio);
 
-/* The signals of PR_NOTIFY_SIGNAL have come: their operations go to workers. */
+/* The signals of PR_NOTIFY_SIGNAL have come: their operations go to workers.  Main thread. */
 void pr_proactor_take_signals(struct pr_proactor *proactor);
 
 #endif
