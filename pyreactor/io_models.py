@@ -5,8 +5,9 @@
     NonBlockingIO    nowhere                   readiness       the application
     MultiplexedIO    a demultiplexer           readiness       the application
     SignalDrivenIO   sigtimedwait() for SIGIO  readiness       the application
+    AsyncIO          io_uring_enter()          completion      the kernel
 
-All of these are synchronous I/O: the application itself moves the bytes, once it may.  It is
+All but the last are synchronous I/O: the application itself moves the bytes, once it may.  It is
 asynchronous I/O where the kernel moves them, and reports the completion: a Proactor's.  A server
 that stands on the first kind is a Reactor, whatever it waits with.
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import socket
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pyreactor.demultiplexers import (
     EVENT_READ,
@@ -26,7 +27,18 @@ from pyreactor.demultiplexers import (
     SignalDemultiplexer,
 )
 
-__all__ = ["BlockingIO", "IOModel", "MultiplexedIO", "NonBlockingIO", "SignalDrivenIO"]
+if TYPE_CHECKING:
+    from pyreactor._proactor import Operation
+    from pyreactor.handlers import CompletionHandler
+
+__all__ = [
+    "AsyncIO",
+    "BlockingIO",
+    "IOModel",
+    "MultiplexedIO",
+    "NonBlockingIO",
+    "SignalDrivenIO",
+]
 
 
 class IOModel:
@@ -128,3 +140,73 @@ class SignalDrivenIO(MultiplexedIO):
     def __init__(self) -> None:
         """Raises OSError where the kernel has no such signals."""
         super().__init__(SignalDemultiplexer())
+
+
+class AsyncIO(IOModel):
+    """Asynchronous I/O on io_uring: the kernel fills the buffer, and then says so.
+
+    What a Proactor is made of, in one thread: the one that calls wait() first, and it alone.
+    """
+
+    synchronous = False
+    notifies = "completion"
+    io_by = "kernel"
+
+    def __init__(self) -> None:
+        """Raises OSError where there is no io_uring."""
+        from pyreactor import _dispatch, _proactor
+        from pyreactor.buffer_pool import BufferPool
+        from pyreactor.handle_set import log_error
+
+        self._core = _proactor.ProactorCore(
+            "io_uring",
+            None,
+            BufferPool(16, 16 * 1024),
+            _dispatch.TraceCore(),
+            1,
+            "round_robin",
+            False,
+            log_error,
+        )
+
+    def aio_read(
+        self,
+        handle: Any,
+        buffer: Any,
+        handler: CompletionHandler | None = None,
+        *,
+        offset: int | None = None,
+        notify: str = "cqe",
+    ) -> Operation:
+        """Start to read into `buffer`, which stays as it is until the operation is done.
+
+        Returns at once; see Proactor.aio_read().  Any thread.
+        """
+        return self._core._aio_read(handle, buffer, handler, offset, notify)
+
+    def wait(self, timeout: float = 0) -> int:
+        """Have the kernel start what was asked for, wait `timeout` seconds at most for something
+        to be done, and call the handlers; returns how many operations were.
+
+        One thread.
+        """
+        self._core._run(max(0, int(timeout * 1e9)))
+        return self._core._handle_waiting()
+
+    @property
+    def eventfd(self) -> int:
+        """The eventfd of notify="eventfd"."""
+        return self._core._event_fd()
+
+    def close(self) -> None:
+        """Cut short what is under way; the thread of wait()."""
+        self._core._stop(False)
+        while not self._core._run(0):
+            self._core._handle_waiting()
+        self._core._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()

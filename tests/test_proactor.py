@@ -23,6 +23,7 @@ from pyreactor.demultiplexers import (
     SignalDemultiplexer,
     UringDemultiplexer,
 )
+from pyreactor.dispatchers import Reactor
 from pyreactor.handlers import (
     CLOSE,
     AcceptHandler,
@@ -31,6 +32,7 @@ from pyreactor.handlers import (
     EchoService,
     TimerHandler,
 )
+from pyreactor.io_models import AsyncIO
 from pyreactor.pools import BufferPool
 from pyreactor.proactor import Proactor, SimulatedProactor, new_proactor
 
@@ -1139,3 +1141,30 @@ def test_a_pool_may_be_shared_and_a_buffer_given_back_elsewhere_goes_on(make):
         assert operation.result().data == b"waits"
     for buffer in taken:
         buffer.release()
+
+
+# --- Asynchronous I/O, in one thread --------------------------------------------------------------
+
+
+@needs_io_uring
+@pytest.mark.parametrize("notify", ["cqe", "eventfd", "signal"])
+def test_I10_I11_the_call_returns_and_the_buffer_is_filled_later(notify):
+    with AsyncIO() as aio, pair() as (ours, theirs):
+        buffer = bytearray(8)
+        operation = aio.aio_read(ours, buffer, notify=notify)
+        assert aio.wait(0) == 0
+        assert not operation.done and buffer == bytes(8)
+        theirs.sendall(b"later")
+        done = 0
+        while not done:
+            done = aio.wait(PATIENCE)
+        assert operation.done and operation.result().count == 5
+        assert buffer == b"later\0\0\0"
+
+
+@needs_io_uring
+def test_I12_asynchronous_io_is_a_proactors_and_no_reactors():
+    assert (AsyncIO.synchronous, AsyncIO.notifies, AsyncIO.io_by) == (False, "completion", "kernel")
+    with AsyncIO() as aio, pytest.raises(TypeError, match="is a Proactor's"):
+        Reactor(aio)
+    Proactor(AsyncIO, workers=1).stop()
