@@ -100,7 +100,7 @@ def test_P3_the_kernel_notifies_by_a_signal_after_the_bytes_are_there(proactor):
     ]
     assert len(taken) == 1 and taken[0].role == "main"
     # The byte that the signal was sent for was written by no thread of the program.
-    setsig = proactor.calls("fcntl", role="main", after="asked", before="told")
+    setsig = proactor.calls("fcntl", role="main", after="closed", before="told")
     (pipe,) = [call.fd for call in setsig if "F_SETSIG" in call.arguments]
     # As strace writes a siginfo of a signal that it does not know: POLL_IN, and the descriptor.
     assert "si_code=0x1" in taken[0].arguments or "POLL_IN" in taken[0].arguments
