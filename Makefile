@@ -82,6 +82,10 @@ test-uring: build $(VENV)/.has-test ## run the tests of connections on the io_ur
 	        $(URING_TESTS:%=tests/test_%.py); \
 	else echo "SKIP  test-uring: this machine lacks io_uring"; fi
 
+.PHONY: futures
+futures: build $(VENV)/.has-test ## run all of CPython's tests of concurrent.futures on the pools
+	PYREACTOR_ALL_FUTURES=1 $(PY) -m pytest tests/conformance/test_concurrent_futures.py $(ARGS)
+
 .PHONY: soak
 soak: build ## everything at once for ten minutes, with failing system calls; ARGS are the script's
 	$(PY) tests/stress/soak.py $(or $(ARGS),--seconds 600)

@@ -45,7 +45,7 @@ _ORPHAN_SECONDS = 2.0  # how long a worker may wait without looking whether its 
 _STARTS_MAX = 3  # in a row that end before the worker was ready: then it never will be
 
 _CALL = struct.Struct("<QQ")  # ticket, place in the table
-_RESULT = struct.Struct("<BQQ")  # what it is, ticket or worker, place in the table
+_RESULT = struct.Struct("<BQQ")  # what it is, ticket or worker, place in the table or its death
 
 # What a result is.
 _RETURNED, _RAISED, _INITIALIZER_FAILED, _WORKER_ENDED = range(4)
@@ -325,7 +325,8 @@ class _State:
         self.results.clear()
         try:
             self.results._put_parts(
-                _RESULT.pack(_WORKER_ENDED, worker.serial, 0), _how_it_ended(exit_code).encode()
+                _RESULT.pack(_WORKER_ENDED, worker.serial, exit_code != 0),
+                _how_it_ended(exit_code).encode(),
             )
         except QueueClosed:
             pass
@@ -417,7 +418,7 @@ class _State:
                 if kind in (_RETURNED, _RAISED):
                     self._end_call(kind, number, place, body)
                 elif kind == _WORKER_ENDED:
-                    self._end_calls_of(number, bytes(body).decode())
+                    self._end_calls_of(number, bool(place), bytes(body).decode())
                 elif kind == _INITIALIZER_FAILED:
                     self._break(
                         "A process initializer failed, the process pool is not usable anymore: "
@@ -463,7 +464,7 @@ class _State:
         if self.closing:
             self.wake_supervisor()
 
-    def _end_calls_of(self, serial: int, how: str) -> None:
+    def _end_calls_of(self, serial: int, died: bool, how: str) -> None:
         """A worker has ended: see to the call that it was making."""
         failed: list[tuple[_Call, BaseException]] = []
         with self.lock:
@@ -477,7 +478,7 @@ class _State:
                     self.backlog.appendleft(call)
                 else:
                     failed.append((call, WorkerDied(f"the worker process {how} during this call")))
-            broken = bool(failed) and self.break_on_death
+            broken = died and self.break_on_death and self.broken is None
             failed += self._feed()
         if broken:
             self._break(

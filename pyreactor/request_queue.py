@@ -5,13 +5,38 @@ The queue itself is compiled, `_queue.QueueCore`; this adds the waiting in an ev
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Generic, Literal, TypeVar
 
 from pyreactor._queue import QueueClosed, QueueCore, QueueStats
 
-__all__ = ["QueueClosed", "QueueStats", "RequestQueue"]
+__all__ = ["QueueClosed", "QueueStats", "Receipt", "RequestQueue"]
 
 _T = TypeVar("_T")
+
+
+class Receipt(Generic[_T]):
+    """An item that was taken out of a queue between threads, which is the end of it there.
+
+    It has the interface of a shared queue's Delivery, for workers that are to work with both.
+    """
+
+    __slots__ = ("item",)
+
+    def __init__(self, item: _T) -> None:
+        self.item = item
+
+    def ack(self) -> None:
+        """Do nothing: taking the item has acknowledged it."""
+
+    def nack(self) -> Literal[False]:
+        """Return False: the item cannot be given back."""
+        return False
+
+    def __enter__(self) -> _T:
+        return self.item
+
+    def __exit__(self, *exc_info: object) -> None:
+        pass
 
 
 class RequestQueue(QueueCore[_T]):
@@ -22,3 +47,9 @@ class RequestQueue(QueueCore[_T]):
     with).  `spin_us` is how long a thread that has to wait looks again and again before it sleeps,
     in microseconds.
     """
+
+    semantics = "at_most_once"  # what becomes of an item whose consumer dies: it dies with it
+
+    def take(self, timeout: float | None = None) -> Receipt[_T]:
+        """Take the oldest item as get() does, in the form that a shared queue's take() has."""
+        return Receipt(self.get(timeout))

@@ -9,6 +9,7 @@ those called NAME, with pyreactor.pools.POOL instead of the executor that it sta
 import concurrent.futures
 import concurrent.futures.process
 import concurrent.futures.thread
+import functools
 import importlib
 import pathlib
 import sys
@@ -31,8 +32,12 @@ def replace(pool_name):
 
     executor_name = REPLACES[pool_name]
     pool = getattr(pyreactor.pools, pool_name)
-    # Under the executor's name, which the tests import and see in the names of threads.
-    executor = type(executor_name, (pool,), {"__module__": __name__})
+    # Under the executor's name, which the tests import and see in the names of threads; and with
+    # the policy that is the stdlib's only one.
+    members = {"__module__": __name__}
+    if pool_name == "ProcessPool":
+        members["__init__"] = functools.partialmethod(pool.__init__, break_on_death=True)
+    executor = type(executor_name, (pool,), members)
     globals()[executor_name] = executor
     setattr(concurrent.futures, executor_name, executor)
     return executor
@@ -59,6 +64,7 @@ def tests_in(suite):
 
 
 def main(pool_name, module_name, word, *not_applicable):
+    """Run the tests; return the exit status."""
     # So that the module is found by the name that pickles of what is defined here carry.
     sys.modules["futures_runner"] = sys.modules[__name__]
     replace(pool_name)

@@ -1,29 +1,45 @@
-"""CPython's own tests of concurrent.futures, on ThreadPool.
+"""CPython's own tests of concurrent.futures, on ThreadPool and ProcessPool.
 
 They are run where this Python's installation has them: from 3.13 on, or where the distribution
 packs its test suite.  What of them does not apply stands below, with the reason.
 """
 
 import importlib
+import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
 
-# The modules, and what of them asks for something that our pools do otherwise, on purpose.
-THREAD_MODULES = (
-    "test_as_completed",
-    "test_init",
-    "test_shutdown",
-    "test_thread_pool",
-    "test_wait",
-)
-THREAD_CLASSES = "Thread"
-NOT_APPLICABLE = {
+# What asks for something that our pools do otherwise, on purpose, or looks inside the stdlib's.
+THREADS_DIFFER = {
     "test_idle_thread_reuse": "threads are made at start, not when they are needed",
     "test_threads_terminate": "the same: it counts the threads that calls have made",
 }
+PROCESSES_DIFFER = {
+    "test_idle_process_reuse_one": "processes are made at start, not when they are needed",
+    "test_idle_process_reuse_multiple": "the same",
+    "test_processes_terminate": "the same",
+    "test_max_tasks_per_child_defaults_to_spawn_context": "a fork server is the default",
+    "test_del_shutdown": "it joins a thread and a queue of the stdlib's pool",
+    "test_shutdown_no_wait": "the same",
+    "test_python_finalization_error": "it lets the start of a thread of the stdlib's pool fail",
+}
+# Module, class, and what does not apply.  The processes' other modules, and their other start
+# methods, take minutes: make futures.
+RUNS = [
+    *(
+        ("ThreadPool", f"test_{name}", "Thread", THREADS_DIFFER)
+        for name in ("as_completed", "init", "shutdown", "thread_pool", "wait")
+    ),
+    ("ProcessPool", "test_init", "Forkserver", PROCESSES_DIFFER),
+]
+if os.environ.get("PYREACTOR_ALL_FUTURES"):
+    RUNS += [
+        ("ProcessPool", f"test_{name}", "ProcessPool", PROCESSES_DIFFER)
+        for name in ("as_completed", "process_pool", "shutdown", "wait")
+    ]
 
 RUNNER = pathlib.Path(__file__).with_name("futures_runner.py")
 
@@ -39,14 +55,14 @@ def has_suite():
 @pytest.mark.skipif(
     not has_suite(), reason="this Python comes without test.test_concurrent_futures, as 3.11.7 does"
 )
-@pytest.mark.parametrize("module", THREAD_MODULES)
-@pytest.mark.time_limit(240)
-def test_threads_of_concurrent_futures_on_thread_pool(module):
+@pytest.mark.parametrize(("pool", "module", "word", "differs"), RUNS)
+@pytest.mark.time_limit(900)
+def test_concurrent_futures_on_our_pools(pool, module, word, differs):
     outcome = subprocess.run(
-        [sys.executable, RUNNER, "ThreadPool", module, THREAD_CLASSES, *NOT_APPLICABLE],
+        [sys.executable, RUNNER, pool, module, word, *differs],
         capture_output=True,
         text=True,
-        timeout=230,
+        timeout=890,
     )
     print(outcome.stdout, outcome.stderr)
     assert outcome.returncode == 0, outcome.stderr[-4000:]
