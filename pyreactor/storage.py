@@ -112,7 +112,8 @@ class _SQLiteSession:
 
     def set(self, key: str, value: Any) -> None:
         self._connection.execute(
-            "INSERT INTO store VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            "INSERT INTO store VALUES (?, ?) "
+            "ON CONFLICT (key) DO UPDATE SET value = excluded.value",
             (key, json.dumps(value)),
         )
 

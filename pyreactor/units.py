@@ -14,6 +14,7 @@ runs in a thread or in a process, which queue brought its request, or what keeps
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import threading
@@ -151,13 +152,16 @@ class LogicUnit:
             self._replies = SharedRequestQueue(_QUEUE_CAPACITY)
         self._pool: ThreadPool | ProcessPool
         arguments = (handler, self.queue, self._replies, storage)
+        serve: Callable[[], int]
         if kind == "thread":
             self._pool = ThreadPool(workers, "logic-unit")
-            serve = lambda: self._pool.submit(_serve, *arguments)  # noqa: E731
+            serve = functools.partial(_serve, *arguments)
         else:
+            # Queues reach a process only when it is started, and each time that it is.
             self._pool = ProcessPool(workers, mp_context, _adopt, arguments, retries=_RETRIES)
-            serve = lambda: self._pool.submit(_serve_here)  # noqa: E731
-        self._served = [serve() for _ in range(self._pool._max_workers)]
+            serve = _serve_here
+        for _ in range(self._pool._max_workers):
+            self._pool.submit(serve)
         self._receiver = threading.Thread(target=self._receive, name="logic-unit-replies")
         self._receiver.start()
 

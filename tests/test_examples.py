@@ -60,3 +60,44 @@ def test_web_takes_another_port_if_its_own_is_in_use(start_web):
         process = start_web("--port", str(port))
         assert process.stdout.readline() == f"Port {port} is in use; taking a free one.\n"
         assert address(process.stdout.readline())[2] != str(port)
+
+
+@pytest.mark.time_limit(120)
+def test_jobs_are_done_by_processes_that_may_be_killed(tmp_path):
+    process = subprocess.Popen(
+        [
+            *(sys.executable, ROOT / "examples" / "jobs.py", "--port=0", "--workers=2"),
+            f"--database={tmp_path / 'jobs.db'}",
+        ],
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        port = int(
+            re.search(r"Jobs on 127\.0\.0\.1:(\d+), 2 processes", process.stdout.readline())[1]
+        )
+
+        def client():
+            return socket.create_connection(("127.0.0.1", port), timeout=30)
+
+        with client() as one, client() as two, one.makefile() as first, two.makefile() as second:
+            one.sendall(b"factor 600851475143\nfactor x\nnothing 1\n")
+            assert first.readline() == "71 839 1471 6857\n"
+            assert first.readline() == "error: factor wants a whole number\n"
+            assert first.readline().startswith("error: there are")
+            two.sendall(b"slow 0\n")
+            pid = int(re.match(r"process (\d+) has slept", second.readline())[1])
+            assert pid != process.pid
+            os.kill(pid, signal.SIGKILL)
+            for sock, file in ((one, first), (two, second)):
+                sock.sendall(b"factor 12\n")
+                assert file.readline() == "2 2 3\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=60) == ("Stopped.\n", "")
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.communicate()
