@@ -13,7 +13,6 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -32,19 +31,18 @@ def same(data):
 
 
 def cpu_seconds():
-    """Of this process and of its children, those that run too."""
-    own = resource.getrusage(resource.RUSAGE_SELF)
-    total = own.ru_utime + own.ru_stime
-    ticks = os.sysconf("SC_CLK_TCK")
-    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+    """Of all threads of the process group: this process, and those that it has started."""
+    nanoseconds = 0
+    for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            with open(f"/proc/{pid}/stat") as file:
-                fields = file.read().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        if int(fields[2]) == os.getpgrp() and pid != os.getpid():
-            total += (int(fields[11]) + int(fields[12])) / ticks
-    return total
+            if os.getpgid(int(pid)) != os.getpgrp():
+                continue
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{thread}/schedstat") as file:
+                    nanoseconds += int(file.read().split()[0])
+        except (OSError, ValueError):
+            continue  # it has ended
+    return nanoseconds / 1e9
 
 
 def measure(operation, count):
