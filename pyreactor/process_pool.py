@@ -234,8 +234,8 @@ class _State:
         self.manager = threading.Thread(target=self._manage, name="process-pool-manager")
         self.supervisor = threading.Thread(target=self._supervise, name="process-pool-supervisor")
 
-    def __del__(self) -> None:
-        os.close(self.wakeup)
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        close(self.wakeup)  # by then the interpreter's end may have taken the name
 
     # Workers
 
