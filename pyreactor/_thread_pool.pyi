@@ -5,6 +5,7 @@ from typing_extensions import disjoint_base
 
 from pyreactor._queue import QueueCore
 
+@disjoint_base
 class FutureCondition:
     def acquire(self, *args: Any, **kwargs: Any) -> bool: ...
     def release(self) -> None: ...
