@@ -138,6 +138,8 @@ cdef class SharedQueueCore:
             if policy not in POLICIES:
                 raise ValueError(
                     f"there is no policy {policy!r}: choose 'at_most_once' or 'at_least_once'")
+            if capacity is None:
+                raise TypeError('a shared queue needs a capacity: how many items fit')
             for name, value, low, high in (
                 ('capacity', capacity, 1, 1 << 24), ('item_bytes', item_bytes, 0, 1 << 20),
                 ('bulk_bytes', bulk_bytes, 0, 1 << 32), ('participants', participants, 2, 4096),
