@@ -49,6 +49,7 @@ CSRC = {
         "csrc/queue/bell.c",
         "csrc/queue/parker.c",
     ],
+    "_service": [],
     "_demux": [
         "csrc/backend/uring_map.c",
         "csrc/demux/demux.c",

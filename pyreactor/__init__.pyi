@@ -7,6 +7,8 @@ from pyreactor.policy import run as run
 from pyreactor.request_queue import QueueClosed as QueueClosed
 from pyreactor.request_queue import QueueStats as QueueStats
 from pyreactor.request_queue import RequestQueue as RequestQueue
+from pyreactor.service import Service as Service
+from pyreactor.service_server import Server as Server
 
 if sys.version_info < (3, 16):
     from pyreactor.policy import EventLoopPolicy as EventLoopPolicy
@@ -20,6 +22,8 @@ __all__ = [
     "QueueClosed",
     "QueueStats",
     "RequestQueue",
+    "Server",
+    "Service",
     "__version__",
     "new_event_loop",
     "run",

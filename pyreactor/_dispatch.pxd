@@ -1,6 +1,6 @@
 # What the dispatchers are made of; see dispatchers.py for how they are put together.
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint32_t
 
 from pyreactor._demux cimport DemultiplexerCore
 from pyreactor._native cimport (
@@ -66,6 +66,11 @@ cdef class HandleSetCore:
     cdef int check(self) except -1
     cdef int check_result(self, int64_t result, object fd) except -1
     cdef object report(self, handler, BaseException exc)
+    cdef int modify(self, int fd, uint32_t wanted) except -1
+    cdef int64_t write(self, int fd, object data) except? -1
+    cdef int64_t unsent(self, int fd) except -1
+    cdef int report_written(self, int fd, bint reading) except -1
+    cdef bint is_busy(self, int fd)
     cdef int handle(self, pr_event *event, pr_transfer *transfer) except -1
     cdef int handle_timer(self, pr_event *event) except -1
     cdef int handle_descriptor(

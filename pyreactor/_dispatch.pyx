@@ -33,6 +33,7 @@ from pyreactor._native cimport (
     pr_handle_set_drop,
     pr_handle_set_has,
     pr_handle_set_init,
+    pr_handle_set_is_busy,
     pr_handle_set_is_wanted,
     pr_handle_set_let_waiter_add,
     pr_handle_set_modify,
@@ -319,7 +320,10 @@ cdef class HandleSetCore:
         pr_handle_set_let_waiter_add(&self.core)
 
     def _modify(self, int fd, uint32_t wanted):
-        self.check_result(pr_handle_set_modify(&self.core, fd, wanted), fd)
+        self.modify(fd, wanted)
+
+    cdef int modify(self, int fd, uint32_t wanted) except -1:
+        return self.check_result(pr_handle_set_modify(&self.core, fd, wanted), fd)
 
     def _suspend(self, int fd):
         self.check_result(pr_handle_set_suspend(&self.core, fd), fd)
@@ -332,12 +336,29 @@ cdef class HandleSetCore:
         self.check_result(unsent, fd)
         return unsent
 
-    cdef int64_t write(self, int fd, const unsigned char[::1] data) except? -1:
-        cdef const char *bytes = <const char *>&data[0] if data.shape[0] else NULL
-        return pr_handle_set_write(&self.core, fd, bytes, <size_t>data.shape[0])
+    cdef int64_t write(self, int fd, object data) except? -1:
+        cdef const unsigned char[::1] view
+        if type(data) is bytes:  # which costs less
+            return pr_handle_set_write(
+                &self.core, fd, <const char *><bytes>data, <size_t>len(<bytes>data))
+        view = data
+        return pr_handle_set_write(
+            &self.core, fd, <const char *>&view[0] if view.shape[0] else NULL,
+            <size_t>view.shape[0])
 
     def _report_written(self, int fd, bint reading):
-        self.check_result(pr_handle_set_report_written(&self.core, fd, reading), fd)
+        self.report_written(fd, reading)
+
+    cdef int report_written(self, int fd, bint reading) except -1:
+        return self.check_result(pr_handle_set_report_written(&self.core, fd, reading), fd)
+
+    cdef int64_t unsent(self, int fd) except -1:
+        cdef int64_t unsent = pr_handle_set_write(&self.core, fd, NULL, 0)
+        self.check_result(unsent, fd)
+        return unsent
+
+    cdef bint is_busy(self, int fd):
+        return pr_handle_set_is_busy(&self.core, fd)
 
     cdef object unbind(self, object generation):
         """Forgets the binding of a handle that is out of the set, and has its handler close it.

@@ -157,6 +157,8 @@ cdef extern from "pyreactor/stats.h" nogil:
         pr_counter bytes_received
         pr_counter bytes_sent
     uint64_t pr_counter_read(const pr_counter *counter)
+    void pr_counter_add(pr_counter *counter, uint64_t amount)
+    void pr_counter_set(pr_counter *counter, uint64_t value)
     void pr_stats_read_times(const pr_loop_stats *stats, int64_t *busy_ns, int64_t *idle_ns)
 
 
@@ -555,6 +557,7 @@ cdef extern from "pyreactor/handle_set.h" nogil:
     int pr_handle_set_resume(pr_handle_set *set, int fd)
     int pr_handle_set_wait(pr_handle_set *set, pr_event *event, int64_t timeout_ns)
     bint pr_handle_set_is_wanted(pr_handle_set *set, const pr_event *event)
+    bint pr_handle_set_is_busy(pr_handle_set *set, int fd)
     int pr_handle_set_complete(pr_handle_set *set, const pr_event *event)
     int64_t pr_handle_set_write(pr_handle_set *set, int fd, const char *data, size_t size)
     int pr_handle_set_report_written(pr_handle_set *set, int fd, bint reading)

@@ -150,6 +150,11 @@ class _Dispatcher:
         for handle_set in handle_sets:
             handle_set._place = self._place
 
+    @property
+    def reads_for_handlers(self) -> bool:
+        """Whether handlers get finished reads: CompletionHandlers, not EventHandlers."""
+        return self._handle_sets[-1]._reads_for_handlers
+
     # Registration
 
     def register_handle(self, handle: Any, event_handler: Any, mask: int | None = None) -> None:

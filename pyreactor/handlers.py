@@ -257,6 +257,7 @@ class AcceptHandler(EventHandler):
     those who want to connect wait in the backlog meanwhile.
     """
 
+    paused = False  # whether to accept no more in this event; for who suspends the handle meanwhile
     _rests = 0  # without a connection between them
 
     def __init__(
@@ -265,6 +266,7 @@ class AcceptHandler(EventHandler):
         factory: Callable[[socket.socket], EventHandler | CompletionHandler],
         *,
         sock: socket.socket | None = None,
+        shared: bool = False,
         family: int = socket.AF_INET,
         backlog: int = 128,
         reuse_port: bool = False,
@@ -272,13 +274,13 @@ class AcceptHandler(EventHandler):
         """Listen at `address`; `factory` makes a handler of each connected socket.
 
         With `sock` it accepts from that socket, which listens already and is the handler's from
-        here on; `address`, `family` and `reuse_port` are of no account then.  The factory is called
-        in the thread that registers the connection.  Raises OSError where the address cannot be
-        had.
+        here on; `address` is of no account then.  Where it is `shared` with another process, it is
+        closed in the end, but goes on listening there.  The factory is called in the thread that
+        registers the connection.  Raises OSError where the address cannot be had.
         """
         self.factory = factory
         self.backlog = backlog
-        self._shared = sock is not None  # perhaps: with the process that it comes from
+        self._shared = shared
         self.sock = sock or socket.create_server(
             address, family=family, backlog=backlog, reuse_port=reuse_port
         )
@@ -300,6 +302,8 @@ class AcceptHandler(EventHandler):
         Without descriptors it rests for a second, and then tries again.
         """
         for _ in range(self.backlog):
+            if self.paused:
+                return
             try:
                 sock, _ = self.sock.accept()
             except (BlockingIOError, ConnectionError):

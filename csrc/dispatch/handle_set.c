@@ -138,6 +138,9 @@ int pr_handle_set_register(struct pr_handle_set *set, int fd, uint32_t wanted, u
         struct pr_handle *handle = &set->handles[fd];
         *handle = (struct pr_handle){
             .used = true, .generation = *generation, .wanted = wanted, .flags = flags};
+        if ((flags & PR_HANDLE_CHANNEL) && (wanted & PR_WRITABLE))
+            set->handles[fd].channel = (struct pr_channel){
+                .report_written = true, .unread = !(wanted & PR_READABLE)};
         pr_trace_note(set->trace, PR_ACTION_REGISTER, fd, wanted);
         postponed = set->waiter_adds;
         error = postponed ? postpone_locked(set, fd)
@@ -349,6 +352,15 @@ bool pr_handle_set_is_wanted(struct pr_handle_set *set, const struct pr_event *e
     bool wanted = handle && !handle->removed && !handle->suspended;
     pthread_mutex_unlock(&set->lock);
     return wanted;
+}
+
+bool pr_handle_set_is_busy(struct pr_handle_set *set, int fd)
+{
+    pthread_mutex_lock(&set->lock);
+    const struct pr_handle *handle = find_locked(set, fd);
+    bool busy = handle && handle->busy;
+    pthread_mutex_unlock(&set->lock);
+    return busy;
 }
 
 int pr_handle_set_complete(struct pr_handle_set *set, const struct pr_event *event)

@@ -97,7 +97,9 @@ static void a_handle_is_reported_again_only_when_it_is_complete(void)
     check_nothing();
     CHECK_EQUAL(pr_handle_set_modify(&handles, pair[0], PR_READABLE), 0); /* busy all the same */
     check_nothing();
+    CHECK(pr_handle_set_is_busy(&handles, pair[0]));
     CHECK_EQUAL(pr_handle_set_complete(&handles, &event), 0);
+    CHECK(!pr_handle_set_is_busy(&handles, pair[0]));
     check_next(&event, pair[0]);
     CHECK_EQUAL(pr_handle_set_complete(&handles, &event), 0);
     close_pair(pair);

@@ -29,3 +29,13 @@ if sys.version_info >= (3, 12):
 if sys.version_info < (3, 16):
     policy: asyncio.AbstractEventLoopPolicy = pyreactor.EventLoopPolicy()
     pyreactor.install()
+
+
+class Upper(pyreactor.Service):
+    def handle(self, request: bytes) -> bytes:
+        return request.upper()
+
+
+with pyreactor.Server(Upper(), ("127.0.0.1", 0), "reactor", workers=2) as server:
+    assert_type(server.stats(), dict[str, int])
+    server.stop(drain=False, timeout=1.0)

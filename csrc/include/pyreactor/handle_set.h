@@ -112,9 +112,10 @@ void pr_handle_set_deinit(struct pr_handle_set *set);
 void pr_handle_set_let_waiter_add(struct pr_handle_set *set);
 
 /*
- * Registers the open descriptor `fd` for what is wanted of it.  Returns 0 and its generation, or a
- * negative errno as pr_demux_ops.add does; -EEXIST also while its removal waits for its handler,
- * -ESHUTDOWN where the set is closed.  Any thread.
+ * Registers the open descriptor `fd` for what is wanted of it.  Of a PR_HANDLE_CHANNEL, PR_WRITABLE
+ * means that it is reported at once, as pr_handle_set_report_written() does, before it is read.
+ * Returns 0 and its generation, or a negative errno as pr_demux_ops.add does; -EEXIST also while its
+ * removal waits for its handler, -ESHUTDOWN where the set is closed.  Any thread.
  */
 int pr_handle_set_register(struct pr_handle_set *set, int fd, uint32_t wanted, uint32_t flags,
                            uint32_t *generation);
@@ -155,6 +156,9 @@ int pr_handle_set_wait(struct pr_handle_set *set, struct pr_event *event, int64_
  * thread that has the event.
  */
 bool pr_handle_set_is_wanted(struct pr_handle_set *set, const struct pr_event *event);
+
+/* Whether an event of the handle has been reported, and not completed.  Any thread. */
+bool pr_handle_set_is_busy(struct pr_handle_set *set, int fd);
 
 /*
  * Ends the event of a handle: its handler has returned.  The handle is waited for again.  Returns
