@@ -76,7 +76,6 @@ cdef class HandleSetCore:
     cdef int handle_descriptor(
         self, pr_event *event, tuple binding, pr_transfer *transfer) except -1
     cdef tuple binding(self, generation)
-    cdef int64_t write(self, int fd, const unsigned char[::1] data) except? -1
     cdef object end_timer(self, Timer timer)
     cdef bint receive(self, int fd, object handler, pr_transfer *transfer) except -1
     cdef bint reply(self, int fd, object answer, bint last) except -1
