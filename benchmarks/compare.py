@@ -3,6 +3,8 @@
 python benchmarks/compare.py RESULT.json                       one run: the loops side by side
 python benchmarks/compare.py RESULT.json --update README.md    the same, between its markers
 python benchmarks/compare.py BEFORE.json AFTER.json            two runs: what has changed
+
+What `python -m pyreactor models --json` prints is a RESULT.json, too, with markers of its own.
 """
 
 import argparse
@@ -10,9 +12,10 @@ import json
 import pathlib
 import re
 
+from pyreactor import model_comparison
+
 FLOOR = "floor"
 OURS = "pyreactor"
-MARKERS = re.compile(r"(?<=<!-- bench -->\n).*?(?=<!-- /bench -->)", re.DOTALL)
 TITLES = {
     "echo": "Echo over loopback, {connections} connections with one message in flight each. "
     "CPU µs of the server per round trip; in brackets, the ratio to `floor`, a C program that "
@@ -92,6 +95,8 @@ def conditions(result):
 
 def report(result):
     """One run as Markdown."""
+    if "models" in result:
+        return model_comparison.report(result)
     parts = []
     for group, title in TITLES.items():
         rows = [row for row in result["rows"] if row["group"] == group]
@@ -114,11 +119,12 @@ def changes(before, after):
     return f"{table}\n\nBefore: {conditions(before)}\n\nAfter: {conditions(after)}"
 
 
-def update(path, text):
+def update(path, text, name):
     page = path.read_text()
-    if len(MARKERS.findall(page)) != 1:
-        raise SystemExit(f"{path} needs one pair of lines <!-- bench --> and <!-- /bench -->")
-    path.write_text(MARKERS.sub(lambda match: f"\n{text}\n\n", page))
+    markers = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
+    if len(markers.findall(page)) != 1:
+        raise SystemExit(f"{path} needs one pair of lines <!-- {name} --> and <!-- /{name} -->")
+    path.write_text(markers.sub(lambda match: f"\n{text}\n\n", page))
 
 
 def main():
@@ -133,7 +139,7 @@ def main():
         parser.error("one file makes a table, two make a comparison; --update takes one")
     text = report(runs[0]) if len(runs) == 1 else changes(*runs)
     if options.update:
-        update(options.update, text)
+        update(options.update, text, "models" if "models" in runs[0] else "bench")
     else:
         print(text)
 

@@ -24,6 +24,7 @@ USAGE = """\
 usage: python -m pyreactor script.py [argument ...]
        python -m pyreactor -m module [argument ...]
        python -m pyreactor -c code [argument ...]
+       python -m pyreactor models [option ...]
 """
 
 HELP = f"""\
@@ -37,6 +38,9 @@ options:
   -h, --help     show this help
   -V, --version  show the version
   --info         show version, Python, kernel and the I/O backend in use
+
+`models` compares the concurrency models for services, with a load; it has
+options of its own.  A script of that name is run as ./models.
 
 The script may be a file, a directory or zip file with a __main__.py, or `-`
 for standard input.  `pyreactor` alone is the same as `python -m pyreactor`;
@@ -66,6 +70,10 @@ def main(args: list[str] | None = None) -> int:
             from pyreactor import info  # of no use to a program that runs
 
             print(info.report(), end="")
+        case "models":
+            from pyreactor import model_comparison  # of no use to a program that runs
+
+            return model_comparison.main(rest)
         case "-c" | "-m" if not rest:
             return _usage_error(f"argument expected for the {first} option")
         case _ if first.startswith("-") and first not in ("-", "-c", "-m"):

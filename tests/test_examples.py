@@ -15,12 +15,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
-def start_web():
+def start_example():
     processes = []
 
-    def start(*arguments):
+    def start(name, *arguments):
         process = subprocess.Popen(
-            [sys.executable, ROOT / "examples" / "web.py", *arguments],
+            [sys.executable, ROOT / "examples" / name, *arguments],
             env=dict(os.environ, PYTHONPATH=str(ROOT)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -42,8 +42,8 @@ def address(line):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_web_serves_pages_and_ends_cleanly(start_web, signum):
-    process = start_web("--port", "0")
+def test_web_serves_pages_and_ends_cleanly(start_example, signum):
+    process = start_example("web.py", "--port", "0")
     url = address(process.stdout.readline())[1]
     with urllib.request.urlopen(url, timeout=10) as response:
         assert b"Served by pyreactor" in response.read()
@@ -54,10 +54,10 @@ def test_web_serves_pages_and_ends_cleanly(start_web, signum):
     assert process.returncode == 0
 
 
-def test_web_takes_another_port_if_its_own_is_in_use(start_web):
+def test_web_takes_another_port_if_its_own_is_in_use(start_example):
     with socket.create_server(("127.0.0.1", 0)) as occupant:
         port = occupant.getsockname()[1]
-        process = start_web("--port", str(port))
+        process = start_example("web.py", "--port", str(port))
         assert process.stdout.readline() == f"Port {port} is in use; taking a free one.\n"
         assert address(process.stdout.readline())[2] != str(port)
 
@@ -101,3 +101,16 @@ def test_jobs_are_done_by_processes_that_may_be_killed(tmp_path):
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.parametrize("dispatcher", ["leader-followers", "half-sync-half-async"])
+def test_echo_answers_lines_and_ends_cleanly(start_example, dispatcher):
+    process = start_example("echo.py", "--port", "0", "--dispatcher", dispatcher)
+    port = int(process.stdout.readline().split()[-1])
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(b"hello\nworld\n")
+        lines = client.makefile("rb")
+        assert [lines.readline(), lines.readline()] == [b"hello\n", b"world\n"]
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=10) == ("Stopped.\n", "")
+    assert process.returncode == 0
