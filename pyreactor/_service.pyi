@@ -4,6 +4,8 @@ from typing import Any
 
 from typing_extensions import disjoint_base
 
+from pyreactor._dispatch import CLOSE as CLOSE
+from pyreactor._dispatch import KEEP as KEEP
 from pyreactor._dispatch import Completion, HandleSetCore
 
 class CloseConnection(Exception):

@@ -10,6 +10,7 @@ and the keeper (service_server.py), which ends what takes too long.
 import socket
 import threading
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
@@ -92,6 +93,7 @@ class CloseConnection(Exception):
         self.response = response
 
 
+@cython.auto_pickle(False)
 cdef class ConnectionSet:
     """The open connections of a server, and what its service has told for all of them."""
 

@@ -139,8 +139,8 @@ int pr_handle_set_register(struct pr_handle_set *set, int fd, uint32_t wanted, u
         *handle = (struct pr_handle){
             .used = true, .generation = *generation, .wanted = wanted, .flags = flags};
         if ((flags & PR_HANDLE_CHANNEL) && (wanted & PR_WRITABLE))
-            handle->channel = (struct pr_channel){
-                .report_written = true, .unread = !(wanted & PR_READABLE)};
+            handle->channel =
+                (struct pr_channel){.report_written = true, .unread = !(wanted & PR_READABLE)};
         pr_trace_note(set->trace, PR_ACTION_REGISTER, fd, wanted);
         postponed = set->waiter_adds;
         error = postponed ? postpone_locked(set, fd)

@@ -114,8 +114,8 @@ void pr_handle_set_let_waiter_add(struct pr_handle_set *set);
 /*
  * Registers the open descriptor `fd` for what is wanted of it.  Of a PR_HANDLE_CHANNEL, PR_WRITABLE
  * means that it is reported at once, as pr_handle_set_report_written() does, before it is read.
- * Returns 0 and its generation, or a negative errno as pr_demux_ops.add does; -EEXIST also while its
- * removal waits for its handler, -ESHUTDOWN where the set is closed.  Any thread.
+ * Returns 0 and its generation, or a negative errno as pr_demux_ops.add does; -EEXIST also while
+ * its removal waits for its handler, -ESHUTDOWN where the set is closed.  Any thread.
  */
 int pr_handle_set_register(struct pr_handle_set *set, int fd, uint32_t wanted, uint32_t flags,
                            uint32_t *generation);
