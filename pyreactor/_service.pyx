@@ -718,7 +718,7 @@ cdef class CompletedConnection(Connection):
         self.draining = self.draining or self.owner.draining
         return self.turn()
 
-    def handle_write(self, int handle):
+    def handle_write(self, completion):
         """Go on: what there was to be sent is sent."""
         self.draining = self.draining or self.owner.draining
         return self.turn()

@@ -148,7 +148,7 @@ MODELS: dict[str, Model] = {
 }
 
 _PLANNED = {
-    "proactor": "completed operations of io_uring are not dispatched to handlers yet",
+    "proactor": "services do not run under pyreactor.proactor.Proactor yet",
     "simulated-proactor": 'there is "half-sync-half-reactive" with mode="simulated_proactor"',
 }
 
