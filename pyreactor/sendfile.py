@@ -37,7 +37,7 @@ class SendfileMethods:
         sent = 0
         waited = False
         try:
-            with _little_unsent(sock):
+            with little_unsent(sock):
                 while count is None or sent < count:
                     left = _BYTES_PER_TURN_MAX if count is None else count - sent
                     try:
@@ -66,19 +66,19 @@ class SendfileMethods:
 
     async def _sendfile_native(self, transp, file, offset, count):
         """Send as above on a transport, after what was written to it before."""
-        async with _lent_socket(transp) as sock:
+        async with lent_socket(transp) as sock:
             return await self.sock_sendfile(sock, file, offset, count, fallback=False)
 
     async def _sendfile_fallback(self, transp, file, offset, count):
         """Send what the kernel cannot, by reading and writing."""
         if not hasattr(transp, "_lend_descriptor"):  # TLS: through asyncio's own transport
             return await super()._sendfile_fallback(transp, file, offset, count)
-        async with _lent_socket(transp) as sock:
+        async with lent_socket(transp) as sock:
             return await self._sock_sendfile_fallback(sock, file, offset, count)
 
 
 @contextlib.asynccontextmanager
-async def _lent_socket(transp):
+async def lent_socket(transp):
     """The socket of a stream transport, for itself: nothing is left to be sent, nothing is read."""
     emptied = transp._make_empty_waiter()  # RuntimeError where another sendfile is on its way
     resume_reading = transp.is_reading()
@@ -103,7 +103,7 @@ async def _lent_socket(transp):
 
 
 @contextlib.contextmanager
-def _little_unsent(sock):
+def little_unsent(sock):
     """Limit what the kernel holds unsent for a TCP socket, for as long as a file is sent."""
     if sock.family not in _INTERNET:
         yield
