@@ -14,6 +14,7 @@ The path of a received byte, which is also the map of the source:
     framing                 framing.py      messages in a stream, over the compiled _framing
     fsm                     fsm/            state machines, over the compiled _fsm and _http1
     zerocopy                zerocopy.py     bytes that the program does not look at
+    Peer                    peer.py         a node that serves others and asks them
     python -m pyreactor     cli.py          runs an unchanged asyncio program
 
 Importing this package changes nothing in the process: no policy is set, no thread is started,

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import socket
 from types import TracebackType
-from typing import Any
 
 from pyreactor.buffer_pool import Buffer, BufferPool
+from pyreactor.readiness import wait_until_ready
 
 __all__ = ["Lease", "LeasedProtocol", "receive"]
 
@@ -78,33 +78,6 @@ class Lease:
 
     def __repr__(self) -> str:
         return "<Lease, ended>" if self.released else f"<Lease of {len(self)} bytes>"
-
-
-def _settle(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)
-
-
-async def wait_until_ready(file: Any, *, writable: bool) -> None:
-    """Wait on the running loop, whichever it is, for what has a descriptor.
-
-    For whoever has tried and found nothing, and tries again after it.
-    """
-    loop = asyncio.get_running_loop()
-    wait = getattr(loop, "_wait_writable" if writable else "_wait_readable", None)
-    if wait is not None:
-        await wait(file)
-        return
-    ready = loop.create_future()
-    add, remove = (
-        (loop.add_writer, loop.remove_writer) if writable else (loop.add_reader, loop.remove_reader)
-    )
-    descriptor = file.fileno()
-    add(descriptor, _settle, ready)
-    try:
-        await ready
-    finally:
-        remove(descriptor)
 
 
 async def receive(sock: socket.socket, pool: BufferPool) -> Lease | None:

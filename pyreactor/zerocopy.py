@@ -3,6 +3,7 @@
     send_file(sock, file)            a file into a socket; blocks
     send_file_async(target, file)    the same on an event loop, also into a transport
     relay(a, b)                      two sockets joined in both directions, by an event loop
+    PinnedSender(sock)               memory that the kernel sends from where it lies (MSG_ZEROCOPY)
 
 The kernel does the moving: sendfile(2) for files, splice(2) for what is no file.  Where bytes are
 to be looked at, they are received into pooled memory and lent:
@@ -26,12 +27,15 @@ import stat
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple, Protocol
 
-from pyreactor.lease import Lease, LeasedProtocol, receive, wait_until_ready
+from pyreactor.lease import Lease, LeasedProtocol, receive
+from pyreactor.pinned import PinnedSender
+from pyreactor.readiness import wait_until_ready
 from pyreactor.sendfile import lent_socket, little_unsent
 
 __all__ = [
     "Lease",
     "LeasedProtocol",
+    "PinnedSender",
     "Relayed",
     "receive",
     "relay",
