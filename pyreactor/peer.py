@@ -207,7 +207,11 @@ class _Link:
         response: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._waiting.append(response)
         self._writer.write(encoded)
-        await self._writer.drain()
+        try:
+            await self._writer.drain()
+        except BaseException:
+            response.cancel()  # nobody will ask it what became of it
+            raise
         return await response
 
     async def _receive(self) -> None:

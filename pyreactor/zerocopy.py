@@ -43,7 +43,8 @@ __all__ = [
     "send_file_async",
 ]
 
-# The size of the pipe that bytes go through, and what one splice() moves at most.
+# What one splice() moves at most, and the size of a pipe once much has come at one time: at half
+# the CPU of the kernel's 64 KiB.  A user's pipes have a limit in all (fs.pipe-user-pages-soft).
 _PIPE_BYTES = 1 << 20
 _BYTES_PER_TURN_MAX = 4 * 1024 * 1024  # after this much the others have their turn
 _SENDFILE_BYTES_MAX = 1 << 30  # the kernel takes no more than 2 GiB at once
@@ -255,15 +256,17 @@ class _Way:
         """Move up to the source's end, or `count` bytes."""
         taken, given = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            # A user's pipes have a limit in all; a small one does, too.
-            with contextlib.suppress(OSError):
-                fcntl.fcntl(given, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+            room = fcntl.fcntl(given, fcntl.F_GETPIPE_SZ)
             turn = 0
             while self._count is None or self.moved < self._count:
                 size = await self._fill(given)
                 if not size:
                     break
                 await self._empty(taken, size)
+                if room < _PIPE_BYTES and size >= room // 2:
+                    room = _PIPE_BYTES  # tried once: a small one does, too
+                    with contextlib.suppress(OSError):
+                        fcntl.fcntl(given, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
                 turn += size
                 if turn >= _BYTES_PER_TURN_MAX:
                     turn = 0

@@ -122,28 +122,15 @@ def test_echo_answers_lines_and_ends_cleanly(start_example, dispatcher):
 
 
 @pytest.fixture
-def start_listening():
-    processes = []
-
+def start_listening(start_example):
     def start(name, *arguments):
         """Start an example; return its process and its port."""
-        process = subprocess.Popen(
-            [sys.executable, ROOT / "examples" / name, "--port", "0", *arguments],
-            env=dict(os.environ, PYTHONPATH=str(ROOT)),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        processes.append(process)
+        process = start_example(name, "--port", "0", *arguments)
         first = process.stdout.readline()
         assert first, process.communicate()[1]
         return process, int(re.search(r"127\.0\.0\.1:(\d+)", first)[1])
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
+    return start
 
 
 def connect(port):

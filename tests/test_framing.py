@@ -122,7 +122,7 @@ def test_an_empty_line_after_the_last_request_is_no_request():
         (HttpHead(), GET, b"GET / HTTP/1.1\n", "CR LF"),
         (HttpHead(), GET, POST, "max_body_bytes"),
         (HttpHead(max_line_bytes=20), b"", b"GET /" + b"a" * 16, "max_line_bytes"),
-        (HttpHead(max_bytes=18), b"", b"GET / HTTP/1.1\r\nHos", "max_head_bytes"),
+        (HttpHead(max_bytes=18), b"", b"GET / HTTP/1.1\r\nHos", "head is longer than max_bytes"),
     ],
 )
 def test_what_breaks_the_rule_is_refused_and_frames_before_it_are_not_lost(

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from pyreactor.framing import FramingError, Lines
+from pyreactor.framing import FramingError, LengthPrefixed, Lines
 from pyreactor.peer import Peer
 
 
@@ -62,6 +62,25 @@ async def test_a_cancelled_request_does_not_disturb_the_others(loop):
     go_on.set()
     assert await second == b"second"
     await closed(one, two)
+
+
+async def test_a_request_that_is_cancelled_while_it_leaves_is_forgotten(loop):
+    peer = Peer(upper, LengthPrefixed(max_bytes=64 << 20))
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # never reads
+        address = silent.getsockname()
+        await peer.connect(address)
+        asking = asyncio.ensure_future(peer.request(address, bytes(32 << 20)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not asking.done()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+    while peer.stats().initiated:
+        await asyncio.sleep(0)
+    with pytest.raises(OSError):
+        await peer.request(address, b"hello")
+    await peer.close()
 
 
 async def test_who_is_gone_is_an_error_and_found_again_when_back(loop):

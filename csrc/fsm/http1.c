@@ -239,7 +239,7 @@ static enum pr_line check_limits(struct pr_http1_head *head, size_t bytes)
         return refuse(head, HEADERS_TOO_LARGE, "a field is longer than max_line_bytes");
     }
     if (end > head_max)
-        return refuse(head, HEADERS_TOO_LARGE, "the head is longer than max_head_bytes");
+        return refuse(head, HEADERS_TOO_LARGE, "the head is longer than max_bytes");
     return PR_LINE_OK;
 }
 

@@ -184,7 +184,7 @@ static void each_size_is_limited(void)
         {1, 1, 60, 0, NULL},
         {1, 1, 61, 431, "a field is longer than max_line_bytes"},
         {1 + 24, 3, 52, 0, NULL}, /* 38 + 3 * 54 = 200 */
-        {1 + 25, 3, 52, 431, "the head is longer than max_head_bytes"},
+        {1 + 25, 3, 52, 431, "the head is longer than max_bytes"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const char *text =
