@@ -90,6 +90,19 @@ futures: build $(VENV)/.has-test ## run all of CPython's tests of concurrent.fut
 soak: build ## everything at once for ten minutes, with failing system calls; ARGS are the script's
 	$(PY) tests/stress/soak.py $(or $(ARGS),--seconds 600)
 
+# Another build of the extensions, beside the usual one.  The interpreter is not instrumented: the
+# sanitizer has to be loaded before it, its allocator has to step aside, and what it holds at exit
+# is no leak of ours.
+ASAN_LIB := build/asan/lib
+
+.PHONY: soak-asan
+soak-asan: build ## the same with the extensions under AddressSanitizer
+	CFLAGS='-O1 -g -fsanitize=address -fno-omit-frame-pointer' $(PY) setup.py --quiet build \
+	    --build-lib $(ASAN_LIB) --build-temp build/asan/tmp --parallel $(JOBS)
+	PYTHONPATH=$(abspath $(ASAN_LIB)) PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
+	    LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) \
+	    $(PY) tests/stress/soak.py $(or $(ARGS),--seconds 600) --no-memory-check
+
 .PHONY: bench
 bench: build $(VENV)/.has-bench ## measure CPU time per operation; ARGS are those of the script
 	$(PY) benchmarks/run.py $(or $(ARGS),--quick)
