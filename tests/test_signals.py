@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -453,6 +454,44 @@ def test_ctrl_c_cancels_the_main_task_of_a_runner(loop_type, loop):
             runner.run(main())
         assert seen == ["cancelled", "cleaned up"]
         assert runner.run(asyncio.sleep(0, "usable")) == "usable"
+
+
+async def sleep_for_ever():
+    await asyncio.sleep(NEVER)
+
+
+async def sleep_a_little_again_and_again():
+    while True:
+        await asyncio.sleep(0.0001)
+
+
+async def go_to_a_thread_and_back():
+    while True:
+        await asyncio.to_thread(int)
+
+
+@needs_a_wakeup_for_every_signal
+@pytest.mark.parametrize(
+    "main", [sleep_for_ever, sleep_a_little_again_and_again, go_to_a_thread_and_back]
+)
+def test_ctrl_c_ends_a_runner_whenever_it_comes(loop_type, loop, main):
+    async def begun():
+        begun_event.set()
+        await main()
+
+    def interrupt(delay):
+        begun_event.wait()
+        time.sleep(delay)
+        signal.raise_signal(signal.SIGINT)  # in this thread, not in that of the loop
+
+    for microseconds in range(0, 1500, 30):
+        begun_event = threading.Event()
+        thread = threading.Thread(target=interrupt, args=(microseconds / 1e6,))
+        with asyncio.Runner(loop_factory=loop_type) as runner:
+            thread.start()
+            with pytest.raises(KeyboardInterrupt):
+                runner.run(begun())
+            thread.join()
 
 
 @needs_a_wakeup_for_every_signal
