@@ -251,7 +251,8 @@ cdef class ConnectionSet:
             self.note(connection, 'timeouts', RequestTimeout(
                 'a request was not complete within request_timeout'))
         elif phase == SENDING or unsent > 0:
-            self.note(connection, 'timeouts', RequestTimeout('the client has not read for idle_timeout'))
+            self.note(connection, 'timeouts', RequestTimeout(
+                'the client has not read for idle_timeout'))
         else:
             self.count('idle_closed')
         return self.cut(connection)
