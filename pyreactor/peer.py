@@ -87,7 +87,7 @@ class Peer:
                 raise
         except Exception as error:
             asyncio.get_running_loop().call_exception_handler(
-                {"message": "a peer's handler has failed", "exception": error, "task": task}
+                {"message": "a peer's handler has failed", "exception": error}
             )
         finally:
             self._accepted.discard(task)

@@ -397,6 +397,9 @@ async def test_a_transport_receives_into_the_pool_and_waits_for_it(loop, pairs):
     pool = BufferPool(2, 4096)
     transport, protocol = await loop.create_connection(lambda: Keeper(pool), sock=far)
     sending = asyncio.ensure_future(loop.sock_sendall(near, DATA))
+    while not protocol.leases or transport.is_reading():
+        await asyncio.sleep(0)
+    assert len(protocol.leases) == 2
     received = b""
     while len(received) < len(DATA):
         await asyncio.wait_for(protocol.changed.wait(), PATIENCE)
