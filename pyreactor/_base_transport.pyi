@@ -4,6 +4,9 @@ from typing import Any
 from typing_extensions import disjoint_base
 
 @disjoint_base
+class Receiver: ...
+
+@disjoint_base
 class BaseTransport(asyncio.BaseTransport):
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None: ...
     def get_protocol(self) -> asyncio.BaseProtocol: ...

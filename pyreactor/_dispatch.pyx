@@ -115,6 +115,7 @@ cdef enum:
 
 
 @cython.freelist(64)
+@cython.auto_pickle(False)
 cdef class Completion:
     """The result of an operation, as its handler is told."""
 

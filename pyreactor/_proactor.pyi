@@ -7,12 +7,15 @@ from pyreactor._buffer import BufferPoolCore
 from pyreactor._demux import DemultiplexerCore
 from pyreactor._dispatch import Completion, TraceCore
 
+CLOSE: int
+KEEP: int
 POLICIES: dict[str, int]
 NOTIFICATIONS: dict[str, int]
 KINDS: tuple[str, ...]
 
 @disjoint_base
 class Operation:
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
     @property
     def handler(self) -> Any: ...
     @property

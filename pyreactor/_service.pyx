@@ -597,8 +597,8 @@ cdef class ReadyConnection(Connection):
                 status = self.answer()
                 if status == ANSWERED and self.broken is not None:
                     self.fail(
-                    'framing_errors' if isinstance(self.broken, FramingError) else 'errors',
-                    self.broken)
+                        'framing_errors' if isinstance(self.broken, FramingError) else 'errors',
+                        self.broken)
                 if not self.flush():
                     status = BLOCKED
             if self.gone:

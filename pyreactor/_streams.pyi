@@ -1,10 +1,13 @@
 import asyncio
+from collections.abc import Callable
 from typing import Any, final
 
 from typing_extensions import disjoint_base
 
+from pyreactor._base_transport import Receiver
+
 @disjoint_base
-class ReaderState:
+class ReaderState(Receiver):
     loop: asyncio.AbstractEventLoop
     limit: int
     buffer: bytearray
@@ -13,6 +16,14 @@ class ReaderState:
     exception: BaseException | None
     transport: asyncio.ReadTransport | None
     paused: bool
+    writing_paused: bool
+    connection_lost: bool
+
+@disjoint_base
+class WriterState:
+    transport: asyncio.WriteTransport
+    protocol: asyncio.BaseProtocol
+    reader: asyncio.StreamReader | None
 
 @final
 class StreamCoroutine:
@@ -35,12 +46,19 @@ class StreamCoroutine:
 @disjoint_base
 class StateAttribute:
     def __init__(self, name: str) -> None: ...
-    def __get__(self, instance: StreamReader | None, owner: type | None = None, /) -> Any: ...
-    def __set__(self, instance: StreamReader, value: object, /) -> None: ...
+    def __get__(self, instance: object, owner: type | None = None, /) -> Any: ...
+    def __set__(self, instance: object, value: object, /) -> None: ...
+
+@disjoint_base
+class ReceivingMethod:
+    def __init__(self, function: Callable[..., None]) -> None: ...
+    def __get__(self, instance: object, owner: type | None = None, /) -> Any: ...
+    def __set__(self, instance: object, value: object, /) -> None: ...
+    def __delete__(self, instance: object, /) -> None: ...
 
 class StreamReader(asyncio.StreamReader): ...
 class StreamWriter(asyncio.StreamWriter): ...
 class StreamReaderProtocol(asyncio.StreamReaderProtocol): ...
 
 def call_with_native_writer(callback: Any, reader: Any, writer: Any) -> Any: ...
-def adopt(protocol: asyncio.BaseProtocol) -> int: ...
+def adopt(protocol: asyncio.BaseProtocol) -> Receiver | None: ...
