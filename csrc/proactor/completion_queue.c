@@ -10,7 +10,7 @@
 
 void pr_completion_queue_init(struct pr_completion_queue *queue)
 {
-    *queue = (struct pr_completion_queue){0};
+    *queue = (struct pr_completion_queue){.newest = NULL};
     pr_parker_init(&queue->parker, 0);
 }
 
