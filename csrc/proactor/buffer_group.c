@@ -8,16 +8,11 @@
 
 #include "pyreactor/uring_map.h"
 
-static void tell_return(struct pr_buffer_group *group)
-{
-    atomic_fetch_add(&group->returned, 1);
-    group->on_return(group);
-}
-
 static void ring_bell(struct pr_bell *bell)
 {
-    tell_return(
-        (struct pr_buffer_group *)(void *)((char *)bell - offsetof(struct pr_buffer_group, bell)));
+    struct pr_buffer_group *group =
+        (struct pr_buffer_group *)(void *)((char *)bell - offsetof(struct pr_buffer_group, bell));
+    group->on_return(group);
 }
 
 void pr_buffer_group_init(struct pr_buffer_group *group, struct pr_buffer_pool *pool,
@@ -47,6 +42,7 @@ static void give_to_kernel_locked(struct pr_buffer_group *group, uint32_t number
     /* Pairs with the kernel's acquire of the tail: publishes the buffer. */
     atomic_store_explicit((_Atomic uint16_t *)&group->ring->tail, ++group->ring_tail,
                           memory_order_release);
+    atomic_fetch_add(&group->kernel_free, 1);
 }
 
 int pr_buffer_group_provide(struct pr_buffer_group *group, struct pr_uring_buffer *ring,
@@ -87,17 +83,15 @@ uint32_t pr_buffer_group_acquire(struct pr_buffer_group *group)
 uint32_t pr_buffer_group_taken(struct pr_buffer_group *group, uint32_t number)
 {
     atomic_fetch_add_explicit(&group->taken, 1, memory_order_relaxed);
+    atomic_fetch_sub(&group->kernel_free, 1);
     return group->buffers[number];
 }
 
 void pr_buffer_group_want(struct pr_buffer_group *group, bool of_pool)
 {
     atomic_store(&group->wanted, true);
-    if (!of_pool)
-        return;
-    pr_bell_arm(&group->pool->bells, &group->bell);
-    if (pr_buffer_pool_has_free(group->pool)) /* it came back before */
-        atomic_fetch_add(&group->returned, 1);
+    if (of_pool)
+        pr_bell_arm(&group->pool->bells, &group->bell);
 }
 
 void pr_buffer_group_release(struct pr_buffer_group *group, uint32_t index)
@@ -111,8 +105,7 @@ void pr_buffer_group_release(struct pr_buffer_group *group, uint32_t index)
     pthread_mutex_lock(&group->lock);
     give_to_kernel_locked(group, (uint32_t)number);
     pthread_mutex_unlock(&group->lock);
-    /* Whoever wants one looks at `returned` after it has said so: one of the two sees the other. */
-    atomic_fetch_add(&group->returned, 1);
+    /* Whoever wants one looks for it after it has said so: one of the two sees the other. */
     if (atomic_load(&group->wanted) && atomic_exchange(&group->wanted, false))
         group->on_return(group);
 }

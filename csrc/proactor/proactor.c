@@ -394,25 +394,34 @@ bool pr_proactor_give_buffer(struct pr_proactor *proactor, struct pr_aio *aio)
     return true;
 }
 
-/* Starts as many again as buffers have come back: more would only find none. */
+/* Whether a buffer is free of the kind that the first one waits for. */
+static bool can_start_postponed(const struct pr_proactor *proactor)
+{
+    const struct pr_aio *aio = proactor->first_postponed;
+    if (!aio)
+        return false;
+    return aio->wants_pool ? pr_buffer_pool_has_free(proactor->buffers.pool)
+                           : atomic_load(&proactor->buffers.kernel_free) > 0;
+}
+
+/*
+ * Starts as many again as there are free buffers: more would only find none.  One for which nothing
+ * has come yet holds no buffer while it waits, so that the next turn may find as many free again,
+ * for the ones behind it.
+ */
 static void start_postponed(struct pr_proactor *proactor)
 {
-    uint64_t returned = atomic_load(&proactor->buffers.returned);
-    uint64_t budget = returned - proactor->returned_seen;
-    proactor->returned_seen = returned;
-    for (; budget > 0 && proactor->first_postponed; budget--) {
+    uint32_t budget = proactor->buffers.pool->count;
+    uint32_t kernel_free = atomic_load(&proactor->buffers.kernel_free);
+    if (kernel_free > 0 && kernel_free < budget)
+        budget = kernel_free;
+    for (; budget > 0 && can_start_postponed(proactor); budget--) {
         struct pr_aio *aio = proactor->first_postponed;
         (void)pr_proactor_unpostpone(proactor, aio);
         proactor->ops->start(proactor, aio);
     }
     if (proactor->first_postponed)
         pr_buffer_group_want(&proactor->buffers, proactor->pool_wanters > 0);
-}
-
-static bool can_start_postponed(const struct pr_proactor *proactor)
-{
-    return proactor->first_postponed &&
-           atomic_load(&proactor->buffers.returned) != proactor->returned_seen;
 }
 
 /* Cuts short what is not to go on. */

@@ -250,7 +250,7 @@ static int tell_demux_locked(struct readiness_proactor *self, int fd, uint32_t w
     int error = -ENOENT;
     if (interest->added)
         error = demux->ops->modify(demux, fd, interest->generation, how);
-    if (error == -ENOENT) { /* new, or another file under the same number */
+    if (error == -ENOENT && wanted) { /* new, or another file under the same number */
         interest->generation = ++self->last_generation;
         error = demux->ops->add(demux, fd, interest->generation, how);
     }
@@ -397,6 +397,22 @@ static void serve_side(struct readiness_proactor *self, int fd, bool reader)
     } while (reader);
 }
 
+/* After an event: waits for what is still wanted, and not for what nobody wanted, which would be
+ * reported for ever. */
+static void adjust_locked(struct readiness_proactor *self, const struct pr_ready_event *event,
+                          bool had_reader, bool had_writer)
+{
+    struct interest *interest = &self->interests[event->fd];
+    uint32_t unwanted = (event->events & PR_READABLE && !had_reader ? PR_READABLE : 0u) |
+                        (event->events & PR_WRITABLE && !had_writer ? PR_WRITABLE : 0u) |
+                        (interest->first_writer ? 0u : PR_WRITABLE);
+    if (interest->first_reader)
+        unwanted &= ~PR_READABLE;
+    if (!self->base.strict && interest->armed & unwanted)
+        (void)tell_demux_locked(self, event->fd, interest->armed & ~unwanted);
+    (void)arm_locked(self, event->fd);
+}
+
 static void serve(struct readiness_proactor *self, const struct pr_ready_event *event)
 {
     int fd = event->fd;
@@ -420,16 +436,9 @@ static void serve(struct readiness_proactor *self, const struct pr_ready_event *
     if (event->events & PR_WRITABLE)
         serve_side(self, fd, false);
     pthread_mutex_lock(&self->lock);
-    interest = &self->interests[fd];
-    /* Ready, and nobody wanted it: it would be reported for ever. */
-    uint32_t unwanted = (event->events & PR_READABLE && !has_reader ? PR_READABLE : 0u) |
-                        (event->events & PR_WRITABLE && !has_writer ? PR_WRITABLE : 0u) |
-                        (interest->first_writer ? 0u : PR_WRITABLE);
-    if (interest->first_reader)
-        unwanted &= ~PR_READABLE;
-    if (!self->base.strict && interest->armed & unwanted)
-        (void)tell_demux_locked(self, fd, interest->armed & ~unwanted);
-    (void)arm_locked(self, fd);
+    /* The descriptor may be closed by now, if the last operation on it has just ended. */
+    if (wanted_locked(&self->interests[fd]) || !(has_reader || has_writer))
+        adjust_locked(self, event, has_reader, has_writer);
     pthread_mutex_unlock(&self->lock);
 }
 

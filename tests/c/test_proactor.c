@@ -202,10 +202,10 @@ static void close_connections(void)
     }
 }
 
-static void cancel_many(void)
+/* Leaves `pair` open: the main thread may look once more at what nobody reads. */
+static void cancel_many(int pair[2])
 {
     static struct pr_aio reads[PAIRS];
-    int pair[2];
     open_pair(pair);
     unsigned before = atomic_load(&ended);
     for (int i = 0; i < PAIRS; i++) {
@@ -221,8 +221,6 @@ static void cancel_many(void)
         CHECK(reads[i].result == -ECANCELED || (reads[i].result == 0 && reads[i].done > 0));
         CHECK(!pr_proactor_cancel(proactor, &reads[i]));
     }
-    close(pair[0]);
-    close(pair[1]);
 }
 
 static void announce(enum pr_notify notify)
@@ -255,13 +253,16 @@ static void announce(enum pr_notify notify)
 
 static void in_every_way(const struct pr_proactor_ops *ops, bool strict)
 {
+    int pair[2];
     if (!begin(ops, strict, 2 * PAIRS))
         SKIP("no io_uring here");
     echo();
-    cancel_many();
+    cancel_many(pair);
     announce(PR_NOTIFY_EVENTFD);
     announce(PR_NOTIFY_SIGNAL);
     end(PR_DRAIN);
+    close(pair[0]);
+    close(pair[1]);
     close_connections();
 }
 

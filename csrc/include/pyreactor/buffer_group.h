@@ -38,7 +38,7 @@ struct pr_buffer_group {
     atomic_bool wanted;            /* an operation waits for one of the kernel's */
     _Atomic(uint64_t) taken;       /* how often an operation got one */
     _Atomic(uint64_t) released;    /* ... and gave it back */
-    _Atomic(uint64_t) returned;    /* how often a waiting operation has reason to try again */
+    _Atomic(uint32_t) kernel_free; /* of the kernel's, those that no operation has */
     _Atomic(uint64_t) exhaustions; /* how often there was none */
 };
 
@@ -67,8 +67,8 @@ uint32_t pr_buffer_group_taken(struct pr_buffer_group *group, uint32_t number);
 
 /*
  * Says that operations wait, for one of the kernel's buffers or, with `of_pool`, for one of the
- * pool: on_return() will be called when one is back.  Look at `returned` once more after it.  Any
- * thread.
+ * pool: on_return() will be called when one is back.  Look whether one is free once more after it.
+ * Any thread.
  */
 void pr_buffer_group_want(struct pr_buffer_group *group, bool of_pool);
 

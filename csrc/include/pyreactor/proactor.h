@@ -100,8 +100,7 @@ struct pr_proactor {
     struct pr_aio in_flight; /* list head: started, and not finished */
     struct pr_timer_heap timers;
     struct pr_aio *first_postponed, *last_postponed;
-    size_t pool_wanters;    /* of these, those that want a buffer of the pool */
-    uint64_t returned_seen; /* buffers that postponed operations have been started for */
+    size_t pool_wanters; /* of these, those that want a buffer of the pool */
     bool stop_seen, abort_seen;
 
     _Atomic(int) stop; /* enum pr_proactor_stop */
