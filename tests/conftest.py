@@ -12,6 +12,7 @@ import inspect
 import os
 import platform
 import signal
+import sys
 
 import pytest
 
@@ -113,6 +114,16 @@ def pytest_runtest_makereport(item, call):
     if report.when == "call":
         item.stash[call_failed] = report.failed
     return report
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_helpers_of_multiprocessing():
+    """Each module leaves without multiprocessing's fork server and tracker, which are children."""
+    yield
+    if server := sys.modules.get("multiprocessing.forkserver"):
+        server._forkserver._stop()
+    if tracker := sys.modules.get("multiprocessing.resource_tracker"):
+        tracker._resource_tracker._stop()
 
 
 @pytest.fixture

@@ -540,7 +540,11 @@ class Clients:
             "cat", stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=plain
         )
         stdin = process.stdin.get_extra_info("pipe") or process.stdin.get_extra_info("socket")
-        inode = os.fstat(stdin.fileno()).st_ino if stdin is not None else 0
+        if stdin is not None and stdin.closed and self.soak.faults.loaded:
+            killed = True  # a fault has ended it before anybody could ask which pipe it was
+            inode = 0
+        else:
+            inode = os.fstat(stdin.fileno()).st_ino if stdin is not None else 0
         received = 0
 
         async def send():
