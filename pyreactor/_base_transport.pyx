@@ -174,6 +174,8 @@ cdef class BaseTransport:
         return self.lose_connection(exception)
 
     cdef int lose_connection(self, object exception) except -1:
+        if self._conn_lost:  # what fails while it ends finds it lost already
+            return 0
         self._conn_lost += 1
         self.stop()
         self._loop.call_soon(self._call_connection_lost, exception, context=self.context)
