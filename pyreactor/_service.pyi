@@ -17,7 +17,12 @@ class RequestTimeout(TimeoutError): ...
 @disjoint_base
 class ConnectionSet:
     def __init__(
-        self, service: Any, *, strict: bool, report: Callable[[Any, BaseException], object]
+        self,
+        service: Any,
+        *,
+        strict: bool,
+        report: Callable[[Any, BaseException], object],
+        handle: Callable[..., Any] | None = None,
     ) -> None: ...
     def __len__(self) -> int: ...
     @property

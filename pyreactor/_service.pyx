@@ -97,11 +97,12 @@ class CloseConnection(Exception):
 cdef class ConnectionSet:
     """The open connections of a server, and what its service has told for all of them."""
 
-    def __init__(self, service, *, strict, report):
+    def __init__(self, service, *, strict, report, handle=None):
         """Take over what `service`, a Service, says; `report(connection, exception)` is told what
-        goes wrong.  `strict` sends nothing before the socket was reported writable."""
+        goes wrong.  `strict` sends nothing before the socket was reported writable.  `handle` is
+        called in the place of the service's own, if given."""
         self.framing = service.framing
-        self.handle = service.handle
+        self.handle = service.handle if handle is None else handle
         self.encode = service._own('encode') or service.framing.encode
         self.make_state = service.state
         self.made = service._own('connection_made')

@@ -2,9 +2,9 @@
 
     the units of a server     here
     I/O unit                  listeners, connections and the threads of the dispatcher that wait
-    request queue             the dispatcher's (`queue=`), where it has one
-    logic unit                the service, in the dispatcher's threads that handle
-    storage unit              whatever the service itself calls
+    request queue             `queue=`: before the logic unit, or the dispatcher's own
+    logic unit                `logic=`: threads or processes; else the dispatcher's threads
+    storage unit              `storage=`, which handle() is given
 
 A thread of the server's own, the keeper, ends what takes too long: it does so also while every
 other thread is in a handler.
@@ -37,6 +37,8 @@ from pyreactor.service import Service
 if TYPE_CHECKING:
     import socket
 
+    from pyreactor.storage import StorageUnit
+
 __all__ = ["Server"]
 
 _KEEPER_SECONDS_MIN = 0.02
@@ -53,6 +55,54 @@ class _ReadyConnection(ReadyConnection, EventHandler):
 
 class _CompletedConnection(CompletedConnection, CompletionHandler):
     """A client, for dispatchers that receive and send for their handlers."""
+
+
+class _Logic:
+    """Where a server's requests are handled, beside the dispatcher: its logic unit and storage."""
+
+    def __init__(self, service: Service, logic: Any, queue: Any, storage: Any) -> None:
+        self._make: Callable[[], Any] | None = None
+        self._unit: Any = None
+        self.handler: Callable[..., Any] | None = None  # None: the service's own
+        if logic is None:
+            if storage is not None:
+                self.handler = lambda *arguments: service.handle(*arguments, storage)
+            return
+        from pyreactor.units import LogicUnit  # with the pools, which other servers do without
+
+        if service.state is not None:
+            raise TypeError(
+                "a logic unit is not given the connection's state, which another process could"
+                " not see: make the service without `state`, or the server without `logic`"
+            )
+        if isinstance(logic, LogicUnit):
+            if queue is not None or storage is not None:
+                raise TypeError("a LogicUnit has a queue and a storage: give them to it")
+            self._unit = logic
+        elif logic not in ("thread", "process"):
+            raise TypeError(f"logic is 'thread', 'process' or a LogicUnit, not {logic!r}")
+        elif queue is not None and not hasattr(queue, "take"):
+            raise TypeError(
+                "with logic=, queue= is the one before the logic unit: a RequestQueue or a"
+                f" SharedRequestQueue, not {queue!r}"
+            )
+        else:
+            LogicUnit._check_queue(logic, queue)
+            self._make = lambda: LogicUnit(service.handle, queue, kind=logic, storage=storage)
+        self.handler = self._ask
+
+    def _ask(self, request: Any) -> Any:
+        return self._unit.call(request)
+
+    def start(self) -> None:
+        """Start the unit, where it is the server's."""
+        if self._make is not None:
+            self._unit = self._make()
+
+    def stop(self) -> None:
+        """End it, where it is the server's."""
+        if self._make is not None and self._unit is not None:
+            self._unit.stop()
 
 
 def log_error(source: Any, exception: BaseException) -> None:
@@ -78,6 +128,8 @@ class Server:
         workers: int | None = None,
         demultiplexer: Any = None,
         queue: Any = None,
+        logic: Any = None,
+        storage: StorageUnit | None = None,
         strict: bool = False,
         affinity: bool | list[int] | None = None,
         backlog: int = 1024,
@@ -94,7 +146,15 @@ class Server:
         workers          threads that handle requests; by default as many as the dispatcher advises
         demultiplexer    "epoll", "io_uring", "poll", "select", a class, or an object where the
                          model waits in one place
-        queue            "lockfree", "mutex" or a RequestQueue, for models that have one
+        queue            "lockfree", "mutex" or a RequestQueue, for models that have one; with
+                         `logic` the queue before the logic unit: a RequestQueue, for threads, or
+                         a SharedRequestQueue
+        logic            "thread" or "process": handle() runs in a logic unit that the server
+                         starts and stops, with as many workers as its pool makes by itself; or a
+                         LogicUnit, which stays the caller's, with its own handler, queue and
+                         storage.  A thread of the dispatcher waits for each answer, so that at
+                         most `workers` requests are under way.  None: the dispatcher's threads
+        storage          a StorageUnit, the last argument of handle(); it stays the caller's
         strict           exactly the steps of the pattern, as the dispatchers say
         affinity         pins the threads to processors, all or those of a list, in turn
         backlog          connections that the kernel holds until they are accepted
@@ -110,6 +170,9 @@ class Server:
         if not isinstance(service, Service):
             raise TypeError(f"a Service was expected, not {service!r}: try Service(function)")
         service._check()
+        self._logic = _Logic(service, logic, queue, storage)
+        if logic is not None:
+            queue = None  # it is the logic unit's
         if max_connections is not None and max_connections < 1:
             raise ValueError(f"max_connections is at least 1, or None; not {max_connections!r}")
         self.service = service
@@ -130,7 +193,9 @@ class Server:
             self.dispatcher = dispatcher
             strict = dispatcher._handle_sets[-1].strict
         self._reuse_port = str(getattr(self.dispatcher, "handoff", "")).startswith("reuseport")
-        self._connections = ConnectionSet(service, strict=strict, report=self._report)
+        self._connections = ConnectionSet(
+            service, strict=strict, report=self._report, handle=self._logic.handler
+        )
         self._connection_type = (
             _CompletedConnection if self.dispatcher.reads_for_handlers else _ReadyConnection
         )
@@ -164,12 +229,14 @@ class Server:
         self._listeners = listen(self._address, backlog=self._backlog, reuse_port=self._reuse_port)
         self._addresses = [listener.sock.getsockname() for listener in self._listeners]
         try:
+            self._logic.start()
             for listener in self._listeners:
                 self._accept_from(listener)
             self.dispatcher.start()
         except BaseException:
             self._ended = True
             self.dispatcher.stop()
+            self._logic.stop()
             for listener in self._listeners:
                 listener.sock.close()
                 listener.remove_file()
@@ -253,6 +320,7 @@ class Server:
             self._connections.changed.notify_all()
         self._keeper.join()
         self._connections.close_lingering()
+        self._logic.stop()  # nobody waits for it any more
         for listener in self._listeners:
             listener.remove_file()
 

@@ -77,7 +77,8 @@ def _serve(handler: Callable[..., Any], requests: Any, replies: Any, storage: An
             try:
                 reply = (number, True, handler(request, *more))
             except Exception as exc:
-                log.exception("a handler raised")
+                if not number:  # whoever waits for the answer is told instead
+                    log.exception("a handler raised")
                 reply = (number, False, exc)
             handled += 1
             if number:
@@ -143,11 +144,7 @@ class LogicUnit:
         else:
             if queue is None:
                 queue = SharedRequestQueue(_QUEUE_CAPACITY, policy="at_least_once")
-            if not isinstance(queue, SharedRequestQueue):
-                raise TypeError(
-                    f"a {type(queue).__name__} does not reach other processes: use a "
-                    "SharedRequestQueue"
-                )
+            self._check_queue(kind, queue)
             self.queue = queue
             self._replies = SharedRequestQueue(_QUEUE_CAPACITY)
         self._pool: ThreadPool | ProcessPool
@@ -164,6 +161,14 @@ class LogicUnit:
             self._pool.submit(serve)
         self._receiver = threading.Thread(target=self._receive, name="logic-unit-replies")
         self._receiver.start()
+
+    @staticmethod
+    def _check_queue(kind: str, queue: Any) -> None:
+        """Raise TypeError for a queue that does not reach the workers; None is the unit's own."""
+        if kind == "process" and queue is not None and not isinstance(queue, SharedRequestQueue):
+            raise TypeError(
+                f"a {type(queue).__name__} does not reach other processes: use a SharedRequestQueue"
+            )
 
     @property
     def workers(self) -> int:

@@ -244,3 +244,17 @@ def test_mesh_goes_on_when_one_is_killed():
     assert done.stdout.count(" got hello\n") == 20
     assert done.stdout.count("'accepted': 4, 'initiated': 4") == 5
     assert done.stdout.count(" got still there?\n") == 12
+
+
+@pytest.mark.time_limit(60)
+@pytest.mark.parametrize("logic", ["thread", "process"])
+def test_visits_are_counted_by_threads_and_processes(start_example, tmp_path, logic):
+    process = start_example("visits.py", "--port=0", f"--logic={logic}", f"--folder={tmp_path}")
+    port = int(re.search(r"port (\d+)", process.stdout.readline())[1])
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
+        client.sendall(b"ann\nbob\nann\n")
+        lines = client.makefile("rb")
+        assert [lines.readline() for _ in range(3)] == [b"1\n", b"1\n", b"2\n"]
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=PATIENCE) == ("Stopped.\n", "")
+    assert process.returncode == 0
