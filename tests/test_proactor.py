@@ -6,6 +6,7 @@ times.
 
 import contextlib
 import errno
+import gc
 import os
 import select
 import socket
@@ -74,6 +75,7 @@ def make(request):
         made[-1].start()
         return made[-1]
 
+    gc.collect()  # what the tests before have left
     before = set(os.listdir("/proc/self/fd"))
     yield make
     for proactor in made:

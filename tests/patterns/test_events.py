@@ -169,7 +169,7 @@ def test_E4_one_wait_serves_sockets_signals_and_timers(scene):
     timeouts = [call for call in calls if call.result == 0]
     assert timeouts and any(call.result == 1 for call in calls)
     (signals,) = {call.fd for call in scene.calls("read", role="member") if call.result == 128}
-    assert any(f"u32={signals}" in call.arguments for call in calls)
+    assert any(signals in call.ready for call in calls)
 
 
 def test_E4_handle_events_returns_for_each():

@@ -81,6 +81,17 @@ class Call(NamedTuple):
         """The descriptor that an epoll_ctl() is about."""
         return int(self.arguments.split(", ")[2])
 
+    @property
+    def ready(self) -> dict[int, str]:
+        """The events that an epoll wait has told, as "EPOLLIN|EPOLLHUP", by their descriptors.
+
+        We keep the descriptor in the lower half of the word, which strace writes as it likes.
+        """
+        told = re.findall(r"events=([A-Z|]+), data=(?:\{u32=(\d+)|0x([0-9a-f]+))", self.arguments)
+        return {
+            int(half) if half else int(word, 16) & 0xFFFFFFFF: events for events, half, word in told
+        }
+
 
 class Scene:
     """A program that runs under strace, and what was seen of it."""
