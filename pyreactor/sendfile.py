@@ -60,7 +60,7 @@ class SendfileMethods:
                 raise ConnectionError("socket is not connected", errno.ENOTCONN) from exc
             raise
         finally:
-            if sent:
+            with contextlib.suppress(OSError):  # what the kernel does not send may have none
                 os.lseek(source, offset + sent, os.SEEK_SET)
         return sent
 

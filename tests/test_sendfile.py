@@ -87,7 +87,6 @@ async def until_received(sink, size):
         (0, 10, DATA[:10]),
         (1000, 1 << 20, DATA[1000 : 1000 + (1 << 20)]),
         (len(DATA) - 5, 100, DATA[-5:]),
-        (len(DATA) + 5, None, b""),
     ],
 )
 async def test_a_part_of_a_file_arrives_and_the_file_stands_behind_it(
@@ -97,7 +96,27 @@ async def test_a_part_of_a_file_arrives_and_the_file_stands_behind_it(
     assert await loop.sendfile(transport, file, offset, count) == len(expected)
     await until_received(sink, len(expected))
     assert sink.received == expected
-    assert file.tell() == (offset + len(expected) if expected else 0)
+    assert file.tell() == offset + len(expected)
+
+
+@pytest.mark.asyncio_differs("older ones leave the file where it was")
+async def test_a_file_of_which_nothing_is_left_stands_where_it_was_asked_for(loop, connected, file):
+    transport, _ = connected
+    assert await loop.sendfile(transport, file, len(DATA) + 5) == 0
+    assert file.tell() == len(DATA) + 5
+
+
+@pytest.mark.asyncio_differs("some versions fail to seek in it")
+async def test_a_pipe_is_no_file_for_the_kernel(loop, connected):
+    transport, _ = connected
+    reading, writing = os.pipe()
+    os.write(writing, b"from a pipe")
+    os.close(writing)
+    with (
+        open(reading, "rb", buffering=0) as file,
+        pytest.raises(asyncio.SendfileNotAvailableError, match="os.sendfile call failed"),
+    ):
+        await loop.sendfile(transport, file, count=5, fallback=False)
 
 
 async def test_what_is_written_before_and_after_keeps_its_order(loop, connected, file):
