@@ -58,14 +58,14 @@ cdef class TLSTransport(BaseTransport):
     cdef int wake_waiter(self, object exception, bint done=*) except -1
     cdef int deliver(self) except -1
     cdef int deliver_buffered(self) except -1
-    cdef int peer_ended(self) except -1
+    cdef int peer_ended(self, bint said) except -1
     cdef int flush_soon(self) except -1
     cdef int encrypt_writes(self) except -1
     cdef int flush_writes(self) except -1
     cdef int send_output(self) except -1
     cdef int write_now(self, object data) except -1
     cdef int count_dropped_write(self) except -1
-    cdef int begin_shutdown(self, bint waits) except -1
+    cdef int begin_shutdown(self, bint says, bint waits) except -1
     cdef int drop_input(self, size_t size) except -1
     cdef int end(self) except -1
     cdef int start_timer(self, object seconds, object callback) except -1

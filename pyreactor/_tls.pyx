@@ -174,7 +174,7 @@ cdef class TLSTransport(BaseTransport):
             if self._paused:
                 self.end_waits = True
             else:
-                self.peer_ended()
+                self.peer_ended(False)
         elif self.state == SHUTDOWN:
             self.end()
         return True
@@ -318,7 +318,7 @@ cdef class TLSTransport(BaseTransport):
                 if data is None:
                     break
                 if not PyBytes_GET_SIZE(data):
-                    self.peer_ended()
+                    self.peer_ended(True)
                     break
                 if self.receiver is None or not self.receiver.receive(data):
                     self.tell('data_received', <PyObject *>data)
@@ -352,14 +352,17 @@ cdef class TLSTransport(BaseTransport):
         if count < 0:
             return 0
         if count == 0:
-            self.peer_ended()
+            self.peer_ended(True)
             return 0
         updated = count
         self.tell('buffer_updated', <PyObject *>updated)
         return 1
 
-    cdef int peer_ended(self) except -1:
-        """The peer has sent its last byte.  TLS does not stay half open."""
+    cdef int peer_ended(self, bint said) except -1:
+        """The peer has sent its last byte.  TLS does not stay half open.
+
+        One that has not `said` so, with close_notify, is not told so either, as on asyncio.
+        """
         cdef PyObject *result
         if not self.ended:
             self.ended = True
@@ -378,7 +381,7 @@ cdef class TLSTransport(BaseTransport):
                 return self.fail(exc, 'Error calling eof_received()')
         if self.state == OPEN:
             self._closing = True
-            self.begin_shutdown(False)
+            self.begin_shutdown(said, False)
         return 0
 
     def is_reading(self):
@@ -409,7 +412,7 @@ cdef class TLSTransport(BaseTransport):
         if self.state == OPEN and not self._paused:
             self.deliver()
             if self.end_waits and self.state == OPEN and not self._paused:
-                self.peer_ended()
+                self.peer_ended(False)
 
     # Writing
 
@@ -592,12 +595,12 @@ cdef class TLSTransport(BaseTransport):
             return
         self._closing = True
         if self.state == OPEN:
-            self.begin_shutdown(True)
+            self.begin_shutdown(True, True)
         else:
             self.force_close(None)
 
-    cdef int begin_shutdown(self, bint waits) except -1:
-        """Says that no more comes, after what was written; `waits` for the peer's word."""
+    cdef int begin_shutdown(self, bint says, bint waits) except -1:
+        """Ends TLS after what was written: `says` so, and `waits` for the peer to say it."""
         self.flush_writes()
         if self.state != OPEN:
             return 0
@@ -606,7 +609,8 @@ cdef class TLSTransport(BaseTransport):
         try:
             while waits and self.engine.has_input() and self.engine.read():
                 pass  # the engine would refuse to say it while there is data to be read
-            waits = not self.engine.shutdown() and waits
+            if says:
+                waits = not self.engine.shutdown() and waits
         except ssl.SSLError:
             waits = False
         self.send_output()
