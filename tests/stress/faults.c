@@ -13,14 +13,15 @@
  * and what is watched edge-triggered is only ever interrupted, for there the kernel, having said
  * EAGAIN or done less than asked, owes another event.
  *
- * FAULTS_SEED, FAULTS_MILD and FAULTS_SEVERE (both in faults per million calls) are read at start;
- * nothing happens before faults_enable(1).  One process, all of its threads.
+ * FAULTS_SEED, FAULTS_MILD and FAULTS_SEVERE (both in faults per million calls) are read by the
+ * first faults_enable(1), before which nothing happens.  One process, all of its threads.
  */
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <netinet/in.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -107,7 +108,8 @@ static atomic_uint_fast64_t edges[BROKEN_SLOTS];
 static atomic_uint_fast64_t spared[SPARED_MAX];
 static atomic_uint spared_count;
 
-__attribute__((constructor)) static void set_up(void)
+/* It runs before the C library's own constructors (faults.py says why): there is no environment. */
+__attribute__((constructor)) static void find_calls(void)
 {
 /* Through an object pointer: C has no conversion from one to a function. */
 #define FIND(name, result, arguments)                                                              \
@@ -116,6 +118,10 @@ __attribute__((constructor)) static void set_up(void)
         memcpy(&real_##name, &found, sizeof found);                                                \
     } while (0);
     CALLS(FIND)
+}
+
+static void read_rates(void)
+{
     const char *seed = getenv("FAULTS_SEED");
     const char *mild = getenv("FAULTS_MILD");
     const char *severe = getenv("FAULTS_SEVERE");
@@ -129,6 +135,8 @@ __attribute__((constructor)) static void set_up(void)
 /* Starts or stops injecting.  Any thread. */
 void faults_enable(int on)
 {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, read_rates);
     atomic_store(&enabled, on != 0);
 }
 

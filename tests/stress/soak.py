@@ -313,6 +313,8 @@ class Soak:
         gc.collect()
         if not self.is_asyncio and any(self.loop._live_counts().values()):
             self.fail(f"alive after close(): {self.loop._live_counts()}")
+        if self.options.mild and not self.faults.report():
+            self.fail("no system call was made to fail")
         self.check_memory()
 
     def check_memory(self):
