@@ -73,7 +73,7 @@ test: build $(VENV)/.has-test ## run every test, C and Python; ARGS are those of
 	@[ -n "$(ARGS)" ] || $(MAKE) --no-print-directory test-uring
 
 # What differs most from epoll; PYREACTOR_BACKEND=io_uring before pytest runs any test.
-URING_TESTS := backend files loop server sock streams transport
+URING_TESTS := backend files loop sendfile server sock streams transport zerocopy
 
 .PHONY: test-uring
 test-uring: build $(VENV)/.has-test ## run the tests of connections on the io_uring backend

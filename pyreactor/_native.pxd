@@ -85,6 +85,8 @@ cdef extern from "pyreactor/backend.h" nogil:
         int fd
         uint32_t generation
         uint32_t events
+        int32_t result
+        const char *data
 
 
 cdef extern from "pyreactor/demux.h" nogil:
@@ -226,6 +228,7 @@ cdef extern from "pyreactor/stream.h":
         bint reading
         bint over_high_water
         bint wants_drained
+        pr_ready_event unread
     ctypedef struct pr_stream_handler "struct pr_stream_handler":
         int (*acquire_buffer)(pr_stream *stream, char **buffer, size_t *size) noexcept
         int (*on_received)(pr_stream *stream, const char *data, size_t size) noexcept
@@ -240,6 +243,9 @@ cdef extern from "pyreactor/stream.h":
     void pr_stream_deinit(pr_stream *stream)
     int pr_stream_start(pr_stream *stream, int fd)
     void pr_stream_stop(pr_stream *stream)
+    int pr_stream_lend(pr_stream *stream)
+    int pr_stream_take_back(pr_stream *stream, int fd)
+    void pr_stream_drop_unread(pr_stream *stream)
     int pr_stream_set_reading(pr_stream *stream, bint reading)
     int pr_stream_queue(pr_stream *stream, const char *data, size_t size, void *owner)
     int pr_stream_send_soon(pr_stream *stream)

@@ -42,10 +42,12 @@ from pyreactor._native cimport (
     c_bool,
     pr_stream,
     pr_stream_deinit,
+    pr_stream_drop_unread,
     pr_stream_flush,
     pr_stream_handler,
     pr_stream_init,
     pr_stream_is_holding,
+    pr_stream_lend,
     pr_stream_queue,
     pr_stream_queued_bytes,
     pr_stream_send_now,
@@ -54,9 +56,8 @@ from pyreactor._native cimport (
     pr_stream_set_water,
     pr_stream_start,
     pr_stream_stop,
+    pr_stream_take_back,
     pr_watch_is_active,
-    pr_watch_start,
-    pr_watch_stop,
 )
 from pyreactor._streams cimport adopt
 
@@ -640,13 +641,20 @@ cdef class StreamTransport(WritingTransport):
 
     def _lend_descriptor(self):
         self.lent_descriptor = True
-        pr_watch_stop(&self._loop.core.watches, &self.stream.watch)
+        self.settle(pr_stream_lend(&self.stream))
+
+    def _take_unread(self):
+        """What had been received when the descriptor was lent: it is the caller's from here on."""
+        cdef bytes data = b''
+        if self.stream.unread.data != NULL:
+            data = self.stream.unread.data[:self.stream.unread.result]
+            pr_stream_drop_unread(&self.stream)
+        return data
 
     def _take_back_descriptor(self):
         self.lent_descriptor = False
         if not self._conn_lost and not self._loop._closed:
-            self.settle(pr_watch_start(
-                &self._loop.core.watches, &self.stream.watch, self.fd, 0))
+            self.settle(pr_stream_take_back(&self.stream, self.fd))
 
     # The end
 

@@ -79,7 +79,11 @@ class SendfileMethods:
 
 @contextlib.asynccontextmanager
 async def lent_socket(transp):
-    """The socket of a stream transport, for itself: nothing is left to be sent, nothing is read."""
+    """The socket of a stream transport, for itself: nothing is left to be sent, nothing is read.
+
+    What the kernel had received for the transport is the protocol's later, unless it is taken with
+    `transp._take_unread()`.
+    """
     emptied = transp._make_empty_waiter()  # RuntimeError where another sendfile is on its way
     resume_reading = transp.is_reading()
     transp.pause_reading()
@@ -89,6 +93,8 @@ async def lent_socket(transp):
             raise ConnectionError("Connection closed by peer")
         transp._lend_descriptor()
         try:
+            if transp.is_closing():
+                raise ConnectionError("Connection closed by peer")
             yield transp._sock
         except OSError as exc:
             if exc.errno == errno.EBADF and transp.is_closing():

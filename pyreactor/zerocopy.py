@@ -24,7 +24,7 @@ import select
 import socket
 import ssl
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, NamedTuple, Protocol
 
 from pyreactor.lease import Lease, LeasedProtocol, receive
@@ -198,9 +198,18 @@ async def relay(
     cancelling.  Then bytes on their way are lost, and close both.  Raises TypeError for TLS, whose
     bytes the kernel cannot read, and ValueError for a blocking socket.
     """
+    # Both at once: what comes while the first is made ready is relayed, not the protocol's.
+    with _paused(a), _paused(b):
+        return await _relay(a, b)
+
+
+async def _relay(a: Any, b: Any) -> Relayed:
     async with _socket_of(a) as left, _socket_of(b) as right:
-        there, back = ways = _Way(left, right), _Way(right, left)
-        tasks = [asyncio.create_task(way.carry_to_the_end()) for way in ways]
+        there, back = _Way(left, right), _Way(right, left)
+        tasks = [
+            asyncio.create_task(way.carry_to_the_end(_received_before(end)))
+            for way, end in ((there, a), (back, b))
+        ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             for task in tasks:
@@ -214,6 +223,19 @@ async def relay(
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
     return Relayed(there.moved, back.moved)
+
+
+@contextlib.contextmanager
+def _paused(end: Any) -> Iterator[None]:
+    """Keep a transport from reading; a socket reads nothing by itself."""
+    resume_reading = hasattr(end, "_lend_descriptor") and end.is_reading()
+    if resume_reading:
+        end.pause_reading()
+    try:
+        yield
+    finally:
+        if resume_reading:
+            end.resume_reading()
 
 
 @contextlib.asynccontextmanager
@@ -237,6 +259,11 @@ async def _socket_of(end: Any) -> AsyncIterator[socket.socket]:
         )
 
 
+def _received_before(end: Any) -> bytes:
+    """What a backend has received for a lent transport that nobody was told of."""
+    return b"" if isinstance(end, socket.socket) else end._take_unread()
+
+
 class _Way:
     """One direction: from `source` through a pipe, unless it is one, into `target`."""
 
@@ -246,8 +273,11 @@ class _Way:
         self._target = target
         self._count = count
 
-    async def carry_to_the_end(self) -> None:
-        """Move all, and then tell the target that no more comes."""
+    async def carry_to_the_end(self, first: bytes) -> None:
+        """Move all, behind `first`, and then tell the target that no more comes."""
+        if first:
+            await asyncio.get_running_loop().sock_sendall(self._target, first)
+            self.moved += len(first)
         await self.carry()
         with contextlib.suppress(OSError):  # it is gone already
             self._target.shutdown(socket.SHUT_WR)

@@ -79,6 +79,21 @@ async def until_received(sink, size):
         await asyncio.sleep(0)
 
 
+async def test_what_comes_meanwhile_is_received_after_it(loop, connected, file):
+    transport, sink = connected
+    asked = Sink()
+    transport.set_protocol(asked)
+    sink.transport.write(b"one,")
+    await until_received(asked, 4)
+    # Sent, and with the loop having no chance to tell anybody.
+    sink.transport.write(b"two,")
+    sending = asyncio.ensure_future(loop.sendfile(transport, file))
+    sink.transport.write(b"three")
+    assert await sending == len(DATA)
+    await until_received(asked, len(b"one,two,three"))
+    assert asked.received == b"one,two,three"
+
+
 @pytest.mark.parametrize(
     ("offset", "count", "expected"),
     [

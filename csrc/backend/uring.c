@@ -770,6 +770,36 @@ static bool uring_holds_older(const struct pr_backend *backend, const struct pr_
     return backend->state->interests[event->fd].held;
 }
 
+static int uring_end_receive(struct pr_backend *backend, int fd, struct pr_ready_event *event)
+{
+    struct pr_uring_state *state = backend->state;
+    *event = (struct pr_ready_event){.fd = fd, .events = PR_RECEIVED};
+    if (!state || (size_t)fd >= state->interest_capacity)
+        return 0;
+    int error = serve_this_thread(state);
+    if (error < 0)
+        return error;
+    struct interest *interest = &state->interests[fd];
+    interest->ending = interest->receiving;
+    while (interest->receiving) {
+        (void)prepare_cancel(state, tag(KIND_RECEIVE, interest->receive_arm, fd));
+        error = pr_uring_map_enter(&state->map, -1);
+        settle(state);
+        if (error < 0 && error != -EINTR && error != -EBUSY && error != -EAGAIN)
+            return error;
+    }
+    struct pr_ready_event held[2];
+    int count = interest->held ? report_held(interest, fd, held) : 0;
+    error = 0;
+    for (int i = 0; i < count; i++) {
+        if (held[i].data)
+            *event = held[i];
+        else
+            error = held[i].result;
+    }
+    return error;
+}
+
 static bool uring_supports(const struct pr_backend *backend, enum pr_op_kind kind)
 {
     return backend->state && pr_uring_has(backend->state->operations, pr_uring_opcode(kind));
@@ -912,6 +942,7 @@ static const struct pr_completion_ops completion_ops = {
     .return_data = uring_return_data,
     .hold_data = uring_hold_data,
     .holds_older = uring_holds_older,
+    .end_receive = uring_end_receive,
     .supports = uring_supports,
     .submit = uring_submit,
     .cancel = uring_cancel,

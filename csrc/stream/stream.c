@@ -361,8 +361,48 @@ int pr_stream_start(struct pr_stream *stream, int fd)
     return pr_watch_start(&stream->loop->watches, &stream->watch, fd, 0);
 }
 
+int pr_stream_lend(struct pr_stream *stream)
+{
+    struct pr_loop *loop = stream->loop;
+    const struct pr_completion_ops *completion = completion_of(stream);
+    int error = 0;
+    if (completion) {
+        for (int i = loop->event_next; i < loop->event_count; i++) {
+            const struct pr_ready_event *event = &loop->events[i];
+            if (event->events & PR_RECEIVED && event->fd == stream->watch.fd &&
+                event->generation == stream->watch.generation)
+                completion->hold_data(&loop->backend, event);
+        }
+        error = completion->end_receive(&loop->backend, stream->watch.fd, &stream->unread);
+    }
+    pr_watch_stop(&loop->watches, &stream->watch);
+    return error;
+}
+
+int pr_stream_take_back(struct pr_stream *stream, int fd)
+{
+    struct pr_backend *backend = &stream->loop->backend;
+    int error = pr_stream_start(stream, fd);
+    if (error < 0 || !stream->unread.data)
+        return error;
+    stream->unread.generation = stream->watch.generation;
+    error = backend->ops->update(backend, fd, stream->watch.generation, 0, 0);
+    if (error == 0)
+        completion_of(stream)->hold_data(backend, &stream->unread);
+    pr_stream_drop_unread(stream);
+    return error;
+}
+
+void pr_stream_drop_unread(struct pr_stream *stream)
+{
+    if (stream->unread.data)
+        completion_of(stream)->return_data(&stream->loop->backend, &stream->unread);
+    stream->unread = (struct pr_ready_event){0};
+}
+
 void pr_stream_stop(struct pr_stream *stream)
 {
+    pr_stream_drop_unread(stream);
     pr_loop_remove_flush(&stream->flush);
     if (stream->is_sending)
         abandon_send(stream);

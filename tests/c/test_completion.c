@@ -64,6 +64,18 @@ static bool fake_holds_older(const struct pr_backend *backend, const struct pr_r
     return event->fd == pairs[0][0] && kernel.held[0];
 }
 
+static int fake_end_receive(struct pr_backend *backend, int fd, struct pr_ready_event *event)
+{
+    (void)backend;
+    static char text[sizeof kernel.held];
+    strcpy(text, kernel.held);
+    kernel.held[0] = '\0';
+    *event = (struct pr_ready_event){.fd = fd, .events = PR_RECEIVED, .result = (int)strlen(text)};
+    event->data = text[0] ? text : NULL;
+    kernel.lent += text[0] != '\0';
+    return 0;
+}
+
 static void fake_quiesce(struct pr_backend *backend)
 {
     (void)backend;
@@ -75,6 +87,7 @@ static const struct pr_completion_ops completion = {
     .return_data = fake_return_data,
     .hold_data = fake_hold_data,
     .holds_older = fake_holds_older,
+    .end_receive = fake_end_receive,
     .quiesce = fake_quiesce,
 };
 
@@ -241,6 +254,30 @@ static void what_a_former_life_received_is_nobodys(void)
     tear_down();
 }
 
+/* Held before, and still on its way: in that order, when the stream has its descriptor back. */
+static void what_came_before_a_loan_is_kept_for_its_end(void)
+{
+    set_up();
+    strcpy(kernel.held, "a");
+    loop.event_count = 2;
+    for (int i = 0; i < 2; i++) {
+        report(0, PR_RECEIVED, i ? "c" : "b");
+        loop.events[i] = fake.events[i];
+    }
+    fake.event_count = 0;
+    REQUIRE_EQUAL(pr_stream_lend(&streams[0]), 0);
+    CHECK(!pr_watch_is_active(&streams[0].watch));
+    CHECK_TEXT(streams[0].unread.data, "abc");
+    turn(); /* the two events are nobody's now */
+    CHECK_TEXT(heard, "");
+    REQUIRE_EQUAL(pr_stream_take_back(&streams[0], pairs[0][0]), 0);
+    CHECK_TEXT(kernel.held, "abc");
+    CHECK(!streams[0].unread.data);
+    REQUIRE_EQUAL(pr_stream_lend(&streams[0]), 0);
+    CHECK_TEXT(streams[0].unread.data, "abc");
+    tear_down(); /* and returned where it has an end meanwhile */
+}
+
 static void stop_first(struct pr_stream *stream)
 {
     if (stream == &streams[0])
@@ -357,6 +394,7 @@ int main(void)
     RUN(bytes_that_follow_held_ones_are_held_too);
     RUN(bytes_in_the_socket_wait_for_those_that_are_held);
     RUN(what_a_former_life_received_is_nobodys);
+    RUN(what_came_before_a_loan_is_kept_for_its_end);
     RUN(a_stop_in_mid_turn_leaves_the_rest_to_nobody);
     RUN(what_is_sent_is_released_at_its_own_end);
     RUN(a_stopped_stream_leaves_its_bytes_to_the_send);

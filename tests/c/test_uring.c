@@ -127,6 +127,40 @@ static void what_comes_when_nobody_wants_it_is_held_in_order(void)
     close_backend();
 }
 
+static void an_ended_receive_has_brought_all_or_left_it_to_others(void)
+{
+    struct pr_ready_event event;
+    char rest[32];
+    int pair[2];
+    open_backend();
+    open_pair(pair);
+    REQUIRE_EQUAL(completion->end_receive(&backend, 1 << 20, &event), 0); /* never heard of */
+    CHECK_EQUAL(event.result, 0);
+    REQUIRE_EQUAL(update(pair[0], 1, 0, PR_RECEIVED), 0);
+    CHECK_EQUAL(wait_for(0), 0);
+    write_text(pair[1], "one ");
+    write_text(pair[1], "two ");
+    REQUIRE_EQUAL(completion->end_receive(&backend, pair[0], &event), 0);
+    REQUIRE(event.result >= 0);
+    write_text(pair[1], "three");
+    ssize_t size = recv(pair[0], rest, sizeof rest, MSG_DONTWAIT);
+    CHECK_EQUAL(event.result + size, (int)strlen("one two three"));
+    if (event.data)
+        CHECK(memcmp(event.data, "one two three", (size_t)event.result) == 0);
+    completion->return_data(&backend, &event);
+
+    /* The end is told to whoever receives next, as well. */
+    REQUIRE_EQUAL(update(pair[0], 1, PR_RECEIVED, 0), 0);
+    REQUIRE_EQUAL(update(pair[0], 2, 0, PR_RECEIVED), 0);
+    CHECK_EQUAL(wait_for(0), 0);
+    close(pair[1]);
+    REQUIRE_EQUAL(completion->end_receive(&backend, pair[0], &event), 0);
+    CHECK_EQUAL(event.result, 0);
+    CHECK_EQUAL(recv(pair[0], rest, sizeof rest, MSG_DONTWAIT), 0);
+    close(pair[0]);
+    close_backend();
+}
+
 /* Readiness is not reported before the bytes that a receive has taken out of the socket. */
 static void held_bytes_come_before_readiness(void)
 {
@@ -581,6 +615,7 @@ int main(int count, char **arguments)
     close_backend();
     RUN(bytes_come_without_being_asked_for_again);
     RUN(what_comes_when_nobody_wants_it_is_held_in_order);
+    RUN(an_ended_receive_has_brought_all_or_left_it_to_others);
     RUN(held_bytes_come_before_readiness);
     RUN(a_new_life_of_a_descriptor_hears_nothing_of_the_old);
     RUN(a_close_after_the_end_of_interest_is_a_close);

@@ -75,6 +75,12 @@ struct pr_completion_ops {
      * and that it is readable comes again. */
     bool (*holds_older)(const struct pr_backend *backend, const struct pr_ready_event *event);
 
+    /* From here on what `fd` receives is for others: ends the receive under way, and returns when
+     * the kernel says so.  `event` gets the bytes that it has brought and nobody was told of: until
+     * return_data(), and a result of 0 for none.  An end of the stream is found by whoever receives
+     * next.  Returns 0, or the negative errno that followed the bytes. */
+    int (*end_receive)(struct pr_backend *backend, int fd, struct pr_ready_event *event);
+
     /* Whether the kernel has operations of that kind. */
     bool (*supports)(const struct pr_backend *backend, enum pr_op_kind kind);
 

@@ -60,6 +60,7 @@ struct pr_stream {
     bool reading;
     bool over_high_water; /* on_high_water was called, on_low_water not yet */
     bool wants_drained;
+    struct pr_ready_event unread; /* what the backend had received when the descriptor was lent */
 };
 
 /* Prepares a stream; `release` gives back the owners of written data. */
@@ -76,6 +77,17 @@ int pr_stream_start(struct pr_stream *stream, int fd);
 
 /* Ends all watching and drops what is queued; the descriptor may be closed after it. */
 void pr_stream_stop(struct pr_stream *stream);
+
+/* Leaves the descriptor to others, who receive and send; nothing is queued or read now.  What had
+ * been received is in `unread`.  Returns 0, or the negative errno that came behind that. */
+int pr_stream_lend(struct pr_stream *stream);
+
+/* Has it back.  What is still in `unread` comes before anything newer, once the stream reads.
+ * Returns 0 or a negative errno. */
+int pr_stream_take_back(struct pr_stream *stream, int fd);
+
+/* The bytes in `unread` are dealt with. */
+void pr_stream_drop_unread(struct pr_stream *stream);
 
 /* Starts or stops reading.  Returns 0 or a negative errno. */
 int pr_stream_set_reading(struct pr_stream *stream, bool reading);
