@@ -50,6 +50,8 @@ _RESULT = struct.Struct("<BQQ")  # what it is, ticket or worker, place in the ta
 # What a result is.
 _RETURNED, _RAISED, _INITIALIZER_FAILED, _WORKER_ENDED = range(4)
 
+_STARTING, _READY, _USELESS = range(3)  # a worker's word in the table
+
 _ENTRY_WORDS = 2  # of a place: the ticket, and the ticket and worker that has begun it
 _WORKER_BITS = 16  # of a word that names a ticket and a worker
 
@@ -79,9 +81,11 @@ def _work(
         except BaseException as exc:
             _base.LOGGER.critical("Exception in initializer:", exc_info=True)
             results._put_parts(_RESULT.pack(_INITIALIZER_FAILED, index, 0), repr(exc).encode())
+            with memoryview(table) as memory, memory.cast("Q") as words:
+                words[index] = _USELESS
             return
     with memoryview(table) as memory, memory.cast("Q") as words:
-        words[index] = 1  # ready
+        words[index] = _READY
         calls = 0
         while calls_max is None or calls < calls_max:
             try:
@@ -225,6 +229,7 @@ class _State:
         self.backlog: deque[_Call] = deque()
         self.tickets = itertools.count(1)
         self.broken: str | None = None
+        self.breaks_with: str | None = None  # why, once a worker has ended that has found it out
         self.closing = False
         self.serials = itertools.count(1)
         self.workers = [_Worker(index) for index in range(workers)]
@@ -247,7 +252,7 @@ class _State:
         self.supervisor.start()
 
     def _start_worker(self, worker: _Worker) -> None:
-        self._words[worker.index] = 0
+        self._words[worker.index] = _STARTING
         worker.serial = next(self.serials) % (1 << _WORKER_BITS)
         process = self.context.Process(
             target=_work,
@@ -317,7 +322,10 @@ class _State:
         worker.process, worker.pidfd = None, -1
         with self.lock:
             self.processes.pop(process.pid, None)
-        worker.failed_starts = 0 if self._words[worker.index] else worker.failed_starts + 1
+        if self._words[worker.index] == _STARTING:
+            worker.failed_starts += 1
+        else:
+            worker.failed_starts = 0
         process.close()
         # What it had not begun comes to another; what it has put is whole, or never was.  The
         # manager hears of its end behind all its results.
@@ -332,6 +340,8 @@ class _State:
             pass
 
     def _replace(self, worker: _Worker) -> None:
+        if self._words[worker.index] == _USELESS:
+            return  # the pool is about to break
         if worker.failed_starts >= _STARTS_MAX:
             self._break(f"a worker process ended {_STARTS_MAX} times before it was ready")
             return
@@ -420,7 +430,8 @@ class _State:
                 elif kind == _WORKER_ENDED:
                     self._end_calls_of(number, bool(place), bytes(body).decode())
                 elif kind == _INITIALIZER_FAILED:
-                    self._break(
+                    # When that worker has ended, with what it still has to log.
+                    self.breaks_with = (
                         "A process initializer failed, the process pool is not usable anymore: "
                         + bytes(body).decode()
                     )
@@ -480,7 +491,9 @@ class _State:
                     failed.append((call, WorkerDied(f"the worker process {how} during this call")))
             broken = died and self.break_on_death and self.broken is None
             failed += self._feed()
-        if broken:
+        if self.breaks_with is not None:
+            self._break(self.breaks_with)
+        elif broken:
             self._break(
                 f"A process in the process pool was terminated abruptly while the future was "
                 f"running or pending: it {how}"

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import multiprocessing
+import multiprocessing.util
 import os
 import pickle
 import signal
@@ -85,6 +86,16 @@ def get_number():
 
 def fail_to_start():
     raise RuntimeError("no start")
+
+
+def fail_to_start_and_tell(path):
+    def tell():
+        time.sleep(0.1)
+        with path.open("a") as file:
+            file.write("ended\n")
+
+    multiprocessing.util.Finalize(None, tell, exitpriority=0)
+    fail_to_start()
 
 
 def wait_until(condition):
@@ -299,6 +310,16 @@ def test_an_initializer_that_raises_breaks_the_pool():
     with pytest.raises(BrokenProcessPool, match="no start"):
         pool.submit(add, 1)
     pool.shutdown()
+
+
+@pytest.mark.time_limit(120)
+def test_a_worker_whose_initializer_raises_ends_in_peace(tmp_path):
+    """What it still does at its end, such as to write a log, is done when the pool breaks."""
+    path = tmp_path / "log"
+    with ProcessPool(1, initializer=fail_to_start_and_tell, initargs=(path,)) as pool:
+        with pytest.raises(BrokenProcessPool, match="no start"):
+            pool.submit(add, 1).result(PATIENCE)
+        assert path.read_text() == "ended\n"
 
 
 @pytest.mark.time_limit(120)
