@@ -7,8 +7,8 @@ handlers run.
 
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
-from libc.errno cimport EINTR, EINVAL, ENOBUFS, ETIMEDOUT, errno
-from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
+from libc.errno cimport EINVAL, ENOBUFS, errno
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 
 from pyreactor._errors cimport raise_errno
@@ -26,12 +26,8 @@ from pyreactor._native cimport (
     pr_buffer_pool_pass_on,
     pr_buffer_pool_release,
     pr_buffer_pool_wait,
-    pr_now_ns,
 )
-
-
-cdef extern from "Python.h":
-    int PyErr_CheckSignals() except -1
+from pyreactor._waiting cimport deadline_after, has_ended
 
 
 cdef extern from "stdlib.h" nogil:
@@ -48,25 +44,6 @@ cdef extern from "sys/eventfd.h" nogil:
 
 cdef extern from "unistd.h" nogil:
     int close(int fd)
-
-
-cdef double NS_PER_SECOND = 1e9
-cdef double TIMEOUT_SECONDS_MAX = 4e9  # a century; what is longer is for ever
-
-
-cdef int64_t deadline_after(object timeout) except? -2:
-    """When a wait that begins now ends: on the clock of pr_now_ns(), INT64_MAX for never."""
-    cdef double seconds
-    if timeout is None:
-        return INT64_MAX
-    seconds = timeout
-    if seconds != seconds:
-        raise ValueError('timeout is not a number')
-    if seconds > TIMEOUT_SECONDS_MAX:
-        return INT64_MAX
-    if seconds <= 0:
-        return 0
-    return pr_now_ns() + <int64_t>(seconds * NS_PER_SECOND) + 1
 
 
 cdef class BufferPoolCore:
@@ -122,13 +99,8 @@ cdef class BufferPoolCore:
         while True:
             with nogil:
                 index = pr_buffer_pool_wait(self.core, deadline_ns)
-            if index >= 0:
+            if has_ended(index, 'no buffer was given back in time'):
                 return self.lend(index)
-            if index == -ETIMEDOUT:
-                raise TimeoutError('no buffer was given back in time')
-            if index != -EINTR:
-                raise_errno(index)
-            PyErr_CheckSignals()
 
     def try_acquire(self):
         """Borrow a buffer if there is one; else return None."""

@@ -13,25 +13,24 @@ from typing import NamedTuple
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.errno cimport EINTR, EINVAL, EOPNOTSUPP, ESHUTDOWN, ETIMEDOUT
-from libc.stdint cimport INT64_MAX, int64_t
+from libc.errno cimport EINVAL, EOPNOTSUPP, ESHUTDOWN
+from libc.stdint cimport int64_t
 
 from pyreactor._errors cimport raise_errno
 from pyreactor._native cimport (
     PR_QUEUE_CONSUMERS,
     PR_QUEUE_PRODUCERS,
-    pr_now_ns,
     pr_queue_side,
     pr_request,
     pr_request_queue_new,
     pr_request_queue_stats,
     pr_request_release,
 )
+from pyreactor._waiting cimport deadline_after, has_ended
 
 
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident() nogil
-    int PyErr_CheckSignals() except -1
     ctypedef int (*visitproc)(PyObject *object, void *argument) noexcept
     ctypedef int (*traverseproc)(PyObject *self, visitproc visit, void *argument) noexcept
     ctypedef int (*inquiry)(PyObject *self) noexcept
@@ -40,8 +39,6 @@ cdef extern from "Python.h":
         inquiry tp_clear
 
 
-cdef double NS_PER_SECOND = 1e9
-cdef double TIMEOUT_SECONDS_MAX = 4e9  # a century; what is longer is for ever
 cdef double SPIN_US_MAX = 1e6
 cdef enum:
     BATCH = 64  # requests that one call of the C core moves
@@ -95,21 +92,6 @@ cdef object item_of(pr_request *request):
     native = NativeRequest.__new__(NativeRequest)
     native.request = request[0]
     return native
-
-
-cdef int64_t deadline_after(object timeout) except? -2:
-    """When a wait that begins now ends: on the clock of pr_now_ns(), INT64_MAX for never."""
-    cdef double seconds
-    if timeout is None:
-        return INT64_MAX
-    seconds = timeout
-    if seconds != seconds:
-        raise ValueError('timeout is not a number')
-    if seconds > TIMEOUT_SECONDS_MAX:
-        return INT64_MAX
-    if seconds <= 0:
-        return 0
-    return pr_now_ns() + <int64_t>(seconds * NS_PER_SECOND) + 1
 
 
 cdef class NativeRequest:
@@ -191,15 +173,11 @@ cdef class QueueCore:
                     result = self.core.ops.wait_room(self.core, deadline_ns)
                 else:
                     result = self.core.ops.wait_request(self.core, deadline_ns)
-            if result == 0:
+            if has_ended(
+                result, 'the queue stayed full' if side == PR_QUEUE_PRODUCERS
+                else 'the queue stayed empty'
+            ):
                 return 0
-            if result == -ETIMEDOUT:
-                raise TimeoutError(
-                    'the queue stayed full' if side == PR_QUEUE_PRODUCERS
-                    else 'the queue stayed empty')
-            if result != -EINTR:
-                raise_errno(result)
-            PyErr_CheckSignals()
 
     cdef int put_request(self, pr_request *request, object timeout) except -1:
         cdef int64_t deadline_ns = -1

@@ -53,16 +53,11 @@ from pyreactor._native cimport (
     pr_shared_queue_wait,
     pr_shared_stats,
 )
+from pyreactor._waiting cimport NS_PER_SECOND, PyErr_CheckSignals, deadline_after
 
 from pyreactor._queue import QueueClosed
 
 
-cdef extern from "Python.h":
-    int PyErr_CheckSignals() except -1
-
-
-cdef double NS_PER_SECOND = 1e9
-cdef double TIMEOUT_SECONDS_MAX = 4e9  # a century; what is longer is for ever
 cdef enum:
     KIND_BYTES = 0
     KIND_PICKLE = 1
@@ -70,21 +65,6 @@ cdef enum:
     BLOCK_BYTES = 4096
 
 POLICIES = {'at_most_once': PR_AT_MOST_ONCE, 'at_least_once': PR_AT_LEAST_ONCE}
-
-
-cdef int64_t deadline_after(object timeout) except? -2:
-    """When a wait that begins now ends: on the clock of pr_now_ns(), INT64_MAX for never."""
-    cdef double seconds
-    if timeout is None:
-        return INT64_MAX
-    seconds = timeout
-    if seconds != seconds:
-        raise ValueError('timeout is not a number')
-    if seconds > TIMEOUT_SECONDS_MAX:
-        return INT64_MAX
-    if seconds <= 0:
-        return 0
-    return pr_now_ns() + <int64_t>(seconds * NS_PER_SECOND) + 1
 
 
 class SharedQueueStats(NamedTuple):
@@ -100,6 +80,15 @@ class SharedQueueStats(NamedTuple):
     get_sleeps: int  # ... because it was empty
     put_wakes: int
     get_wakes: int
+
+
+cdef bint was_in_time(int result, str closed) except -1:
+    """What came of a put or a get; raises QueueClosed with `closed`, or OSError."""
+    if result == -ESHUTDOWN:
+        raise QueueClosed(closed)
+    if result < 0 and result != -ETIMEDOUT and result != -EINTR:
+        raise_errno(result)
+    return result == 0
 
 
 attachments = None  # those of this process, for its forked children
@@ -200,17 +189,11 @@ cdef class SharedQueueCore:
                 if result != -EINTR:
                     break
                 PyErr_CheckSignals()
-        if result == 0:
-            return True
-        if result == -ETIMEDOUT or result == -EINTR:
-            return False
-        if result == -ESHUTDOWN:
-            raise QueueClosed('the queue is closed')
         if result == -EMSGSIZE:
             raise ValueError(
                 f'an item of {size} bytes does not fit: make the queue with more bulk_bytes '
                 f'(now {<size_t>self.core.block_count * self.core.block_bytes}), or put a Segment')
-        raise_errno(result)
+        return was_in_time(result, 'the queue is closed')
 
     cdef int put_item(self, object item, object timeout) except -1:
         cdef pr_shared_part part
@@ -296,15 +279,9 @@ cdef class SharedQueueCore:
                 if result != -EINTR:
                     break
                 PyErr_CheckSignals()
-        if result == 0:
-            return True
-        if result == -ETIMEDOUT or result == -EINTR:
-            return False
-        if result == -ESHUTDOWN:
-            raise QueueClosed('the queue is closed and empty')
         if result == -EBADMSG:
             raise RuntimeError('a participant has damaged an item of the queue; it was dropped')
-        raise_errno(result)
+        return was_in_time(result, 'the queue is closed and empty')
 
     cdef object load(self, const pr_shared_item *item):
         """Makes the Python object."""

@@ -20,18 +20,11 @@ from pyreactor._native cimport (
     pr_latch_open_quietly,
     pr_latch_wait,
     pr_latch_wake,
-    pr_now_ns,
     pr_request,
 )
 from pyreactor._queue cimport QueueCore, item_of
+from pyreactor._waiting cimport PyErr_CheckSignals, deadline_after
 
-
-cdef extern from "Python.h":
-    int PyErr_CheckSignals() except -1
-
-
-cdef double NS_PER_SECOND = 1e9
-cdef double TIMEOUT_SECONDS_MAX = 4e9  # a century; what is longer is for ever
 
 cdef object PENDING = _base.PENDING
 cdef object RUNNING = _base.RUNNING
@@ -41,19 +34,6 @@ cdef object FINISHED = _base.FINISHED
 cdef object CancelledError = _base.CancelledError
 cdef object InvalidStateError = _base.InvalidStateError
 cdef object LOGGER = _base.LOGGER
-
-
-cdef int64_t deadline_after(object timeout) except? -2:
-    """When a wait that begins now ends: on the clock of pr_now_ns(), INT64_MAX for never."""
-    cdef double seconds
-    if timeout is None:
-        return INT64_MAX
-    seconds = timeout
-    if seconds > TIMEOUT_SECONDS_MAX:
-        return INT64_MAX
-    if not seconds > 0:
-        return 0
-    return pr_now_ns() + <int64_t>(seconds * NS_PER_SECOND) + 1
 
 
 cdef class FutureCondition:
