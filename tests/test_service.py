@@ -9,13 +9,13 @@ import threading
 import time
 
 import pytest
+from clients import PATIENCE, Upper, connect, receive, receive_all, wait_until
 
 from pyreactor.framing import Delimiter, Fixed, FramingError, LengthPrefixed, Lines
 from pyreactor.models import MODELS
 from pyreactor.service import CloseConnection, RequestTimeout, Service
 from pyreactor.service_server import Server
 
-PATIENCE = 15.0
 VARIANTS = {name: {} for name in MODELS} | {
     "half-sync-half-reactive, simulated": {"mode": "simulated_proactor"},
     "leader-followers, delegating": {"delegate": True},
@@ -55,51 +55,6 @@ def serve(model, reported, open_descriptors):
     assert set(threading.enumerate()) == threads
     left = {fd: name for fd, name in open_descriptors().items() if before.get(fd) != name}
     assert not any("socket" in name for name in left.values()), left
-
-
-class Upper(Service):
-    """Answers with the same in upper case."""
-
-    def handle(self, request):
-        return request.upper()
-
-
-def connect(address):
-    family = socket.AF_UNIX if isinstance(address, (str, bytes)) else socket.AF_INET
-    sock = socket.socket(family)
-    sock.settimeout(PATIENCE)
-    try:
-        sock.connect(address)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def receive(sock, size):
-    received = bytearray()
-    while len(received) < size:
-        data = sock.recv(size - len(received))
-        assert data, f"the connection ended after {len(received)} of {size} bytes"
-        received += data
-    return bytes(received)
-
-
-def receive_all(sock):
-    """What comes until the end; a reset counts as one."""
-    received = bytearray()
-    with contextlib.suppress(ConnectionResetError):
-        while data := sock.recv(65536):
-            received += data
-    return bytes(received)
-
-
-def wait_until(condition):
-    for _ in range(int(PATIENCE / 0.01)):
-        if value := condition():
-            return value
-        time.sleep(0.01)
-    raise AssertionError("it did not come to be")
 
 
 def exceptions(reported):

@@ -13,6 +13,7 @@ import threading
 import time
 
 import pytest
+from clients import PATIENCE, Upper, ask, connect, receive_all, wait_until
 
 import pyreactor
 from pyreactor.dispatchers import LeaderFollowers
@@ -22,7 +23,6 @@ from pyreactor.service import Service
 from pyreactor.service_server import Server
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PATIENCE = 15.0
 VARIANTS = {name: {} for name in MODELS} | {
     "half-sync-half-reactive, simulated": {"mode": "simulated_proactor"},
 }
@@ -62,11 +62,6 @@ def make(reported):
     assert set(threading.enumerate()) == threads
 
 
-class Upper(Service):
-    def handle(self, request):
-        return request.upper()
-
-
 class Gate(Service):
     """Answers "wait" when it is let, and everything else at once."""
 
@@ -80,43 +75,6 @@ class Gate(Service):
             self.waiting.release()
             assert self.opened.wait(PATIENCE)
         return request
-
-
-def connect(address):
-    family = socket.AF_INET if isinstance(address, tuple) else socket.AF_UNIX
-    if isinstance(address, tuple) and len(address) == 4:
-        family = socket.AF_INET6
-    sock = socket.socket(family)
-    sock.settimeout(PATIENCE)
-    try:
-        sock.connect(address)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def ask(address, request=b"hello\n"):
-    with connect(address) as client:
-        client.sendall(request)
-        client.shutdown(socket.SHUT_WR)
-        return receive_all(client)
-
-
-def receive_all(sock):
-    received = bytearray()
-    with contextlib.suppress(ConnectionResetError):
-        while data := sock.recv(65536):
-            received += data
-    return bytes(received)
-
-
-def wait_until(condition):
-    for _ in range(int(PATIENCE / 0.01)):
-        if value := condition():
-            return value
-        time.sleep(0.01)
-    raise AssertionError("it did not come to be")
 
 
 # --- Where it listens -----------------------------------------------------------------------------
