@@ -63,6 +63,7 @@ class _Logic:
     def __init__(self, service: Service, logic: Any, queue: Any, storage: Any) -> None:
         self._make: Callable[[], Any] | None = None
         self._unit: Any = None
+        self._timeout = service.request_timeout
         self.handler: Callable[..., Any] | None = None  # None: the service's own
         if logic is None:
             if storage is not None:
@@ -92,7 +93,8 @@ class _Logic:
         self.handler = self._ask
 
     def _ask(self, request: Any) -> Any:
-        return self._unit.call(request)
+        # By then the client is disconnected: a request that is lost must not cost a thread.
+        return self._unit.call(request, self._timeout)
 
     def start(self) -> None:
         """Start the unit, where it is the server's."""

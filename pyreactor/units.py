@@ -18,6 +18,7 @@ import functools
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Literal, Protocol, Self
@@ -185,6 +186,9 @@ class LogicUnit:
 
         Waits for room at most `timeout` seconds.  Raises TimeoutError or QueueClosed.
         """
+        return self._submit(request, timeout)[1]
+
+    def _submit(self, request: Any, timeout: float | None) -> tuple[int, Future[Any]]:
         future: PoolFuture[Any] = PoolFuture()
         future.set_running_or_notify_cancel()
         number = next(self._numbers)
@@ -194,14 +198,24 @@ class LogicUnit:
         except BaseException:
             del self._waiting[number]
             raise
-        return future
+        return number, future
 
     def call(self, request: Any, timeout: float | None = None) -> Any:
         """Have a request handled, and return the answer, or raise what the handler raised.
 
-        Raises TimeoutError where there is none after `timeout` seconds, or QueueClosed.
+        Raises TimeoutError where there is none after `timeout` seconds, or QueueClosed.  Without a
+        timeout it waits for ever where the request was lost: the process that handled it has died,
+        and the queue delivers at most once.
         """
-        return self.submit(request, timeout).result(timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        number, future = self._submit(request, timeout)
+        try:
+            return future.result(None if deadline is None else deadline - time.monotonic())
+        except TimeoutError:
+            if future.done():
+                raise  # the handler's own
+            self._waiting.pop(number, None)
+            raise TimeoutError(f"the logic unit has not answered within {timeout} s") from None
 
     def put(self, request: Any, timeout: float | None = None) -> None:
         """Put a request whose answer nobody waits for."""

@@ -2,8 +2,10 @@
 
 import os
 import selectors
+import signal
 import socket
 import threading
+import time
 
 import pytest
 
@@ -27,6 +29,8 @@ MESSAGES = 10
 def who(request):
     if request == b"bye":
         raise CloseConnection(b"bye")
+    if request == b"die":
+        os.kill(os.getpid(), signal.SIGKILL)
     return b"%d %d" % (os.getpid(), threading.get_native_id())
 
 
@@ -151,6 +155,31 @@ def test_U8_a_servers_logic_unit_is_threads_or_processes(kind):
         assert (pid == os.getpid()) == (kind == "thread")
         assert tid not in before  # the I/O unit's own threads handle nothing
         assert ask(server.addresses[0], b"bye", b"late")[0] == b"bye"
+
+
+@pytest.mark.time_limit(120)
+def test_U8_a_request_that_dies_with_its_process_costs_no_more_than_its_connection():
+    reported = []
+    service = Service(who, request_timeout=1)
+    queue = SharedRequestQueue(64)  # at most once
+    with Server(
+        service,
+        ADDRESS,
+        "reactor",
+        logic="process",
+        queue=queue,
+        workers=1,
+        on_error=lambda source, exception: reported.append(exception),
+    ) as server:
+        with socket.create_connection(server.addresses[0], timeout=PATIENCE) as client:
+            client.sendall(b"die\n")
+            assert client.recv(1) == b""
+        # The only thread waits no more, and a process takes the place of the dead one, in a while.
+        end = time.monotonic() + PATIENCE
+        while not (answer := ask(server.addresses[0], b"who")[0]):
+            assert time.monotonic() < end
+        assert int(answer.split()[0]) != os.getpid()
+    assert reported and all(isinstance(exception, TimeoutError) for exception in reported)
 
 
 @pytest.mark.parametrize("storage_type", [SQLiteStorage, FileStorage, CacheStorage])
