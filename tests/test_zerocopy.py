@@ -118,6 +118,32 @@ def test_what_the_kernel_does_not_see_is_read_and_sent(pairs):
     assert received == [DATA[5:]]
 
 
+def test_tls_is_read_and_sent(pairs, file):
+    """By anonymous key exchange, which asks for no certificate."""
+    near, far = pairs()
+    contexts = [
+        ssl.SSLContext(protocol) for protocol in (ssl.PROTOCOL_TLS_CLIENT, ssl.PROTOCOL_TLS_SERVER)
+    ]
+    for context in contexts:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers("aNULL:@SECLEVEL=0")
+
+    def receive():
+        with contexts[1].wrap_socket(far, server_side=True) as tls:
+            return read_all(tls)
+
+    received = []
+    thread = threading.Thread(target=lambda: received.append(receive()))
+    thread.start()
+    with contexts[0].wrap_socket(near) as tls:
+        assert zerocopy.send_file(tls, file, 5) == len(DATA) - 5
+    thread.join()
+    assert received == [DATA[5:]]
+    assert file.tell() == len(DATA)
+
+
 def test_a_socket_that_does_not_block_or_a_wrong_range_is_refused(pairs, file):
     near, _ = pairs()
     with pytest.raises(ValueError, match="must not be negative"):

@@ -12,7 +12,7 @@ import zlib
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from pyreactor.pools import BufferPool, ConnectionPool, ThreadPool
+from pyreactor.pools import BufferPool, ConnectionPool, ProcessPool, ThreadPool
 from pyreactor.shm import Segment, SharedRequestQueue
 
 
@@ -90,6 +90,18 @@ def bytes_between_processes(count):
     os.waitpid(child, 0)
     mark("end")
     print(equal)
+
+
+def bytes_through_a_pool(count):
+    """`count` MiB to worker processes, and as many back: the whole life of the pool."""
+    data = os.urandom(1 << 20)
+    checksum = zlib.crc32(data)
+    mark("begin")
+    with ProcessPool(2) as pool:
+        there = list(pool.map(zlib.crc32, [data] * count))
+        back = list(pool.map(bytes, [1 << 20] * count))
+    mark("end")
+    print(there == [checksum] * count and back == [bytes(1 << 20)] * count)
 
 
 if __name__ == "__main__":

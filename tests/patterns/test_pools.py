@@ -2,13 +2,16 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import os
 import pathlib
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 
@@ -46,6 +49,13 @@ def window(tmp_path, calls, *arguments):
     marks = [index for index, line in enumerate(lines) if "/witness/" in line]
     assert len(marks) == 2
     return [line for line in lines[marks[0] + 1 : marks[1]] if "(" in line], outcome.stdout
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 @pytest.mark.time_limit(180)
@@ -89,10 +99,7 @@ def test_Q3_a_killed_process_is_replaced_and_its_request_fails_or_is_retried(tmp
             assert all(pathlib.Path(f"/proc/{pid}").exists() for pid in pids)
             path = tmp_path / f"pid-{retries}"
             future = pool.submit(tell_pid_and_wait_once, path)
-            deadline = time.monotonic() + PATIENCE
-            while not path.exists() or not path.read_text():
-                assert time.monotonic() < deadline
-                time.sleep(0.005)
+            wait_until(lambda path=path: path.exists() and path.read_text())
             killed = int(path.read_text())
             os.kill(killed, signal.SIGKILL)
             if retries:
@@ -100,9 +107,7 @@ def test_Q3_a_killed_process_is_replaced_and_its_request_fails_or_is_retried(tmp
             else:
                 with pytest.raises(WorkerDied, match="SIGKILL"):
                     future.result(PATIENCE)
-            while len(pool.pids()) != 3 or killed in pool.pids():
-                assert time.monotonic() < deadline
-                time.sleep(0.005)
+            wait_until(lambda killed=killed: len(pool.pids()) == 3 and killed not in pool.pids())
 
 
 def tell_pid_and_wait_once(path):
@@ -131,35 +136,60 @@ def test_Q4_the_thread_pool_is_an_executor_for_threads_and_loops():
 
 
 def test_Q5_connections_are_there_before_the_first_use_and_dead_ones_replaced():
-    opened = []
+    accepted = []
 
-    class Connection:
-        alive = True
+    def serve():
+        with contextlib.suppress(OSError):  # at the end it is shut down
+            while True:
+                accepted.append(listener.accept()[0])
 
-        def close(self):
-            self.alive = False
+    def is_alive(connection):
+        try:
+            return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
+        except BlockingIOError:
+            return True
 
-    def connect():
-        opened.append(Connection())
-        return opened[-1]
+    def use(connection):
+        """Ask the other end, which is the one that has been accepted from this port."""
+        port = connection.getsockname()[1]
+        (end,) = [one for one in accepted if one.fileno() >= 0 and one.getpeername()[1] == port]
+        connection.sendall(b"question")
+        assert end.recv(8) == b"question"
+        end.sendall(b"answer")
+        assert connection.recv(6) == b"answer"
 
-    with ConnectionPool(connect, min_size=4, check=lambda connection: connection.alive) as pool:
-        assert len(opened) == 4
-        for _ in range(1000):
-            with pool.connection():
-                pass
-        assert len(opened) == 4
-        opened[0].alive = opened[3].alive = False
-        lent = [pool.acquire() for _ in range(4)]
-        assert all(connection.alive for connection in lent)
-        assert len(opened) == 6
-        for connection in lent:
-            pool.release(connection)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve)
+        server.start()
+        address = listener.getsockname()
+        with ConnectionPool(
+            lambda: socket.create_connection(address), min_size=4, check=is_alive
+        ) as pool:
+            wait_until(lambda: len(accepted) == 4)
+            for _ in range(1000):
+                with pool.connection() as connection:
+                    use(connection)
+            assert len(accepted) == pool.stats()["opened"] == 4
+            accepted[0].close()
+            accepted[3].close()
+            lent = [pool.acquire(PATIENCE) for _ in range(4)]
+            wait_until(lambda: len(accepted) == 6)
+            for connection in lent:
+                use(connection)
+                pool.release(connection)
+            assert pool.stats()["opened"] == 6
+        listener.shutdown(socket.SHUT_RDWR)
+        server.join(PATIENCE)
+        for connection in accepted:
+            connection.close()
 
 
 @pytest.mark.time_limit(180)
-def test_D3_bulk_data_goes_through_shared_memory(tmp_path):
-    calls, output = window(tmp_path, WRITING, "bytes_between_processes", "1024")
+@pytest.mark.parametrize(
+    ("program", "mebibytes"), [("bytes_between_processes", 1024), ("bytes_through_a_pool", 64)]
+)
+def test_D3_bulk_data_goes_through_shared_memory(tmp_path, program, mebibytes):
+    calls, output = window(tmp_path, WRITING, program, str(mebibytes))
     assert output == "True\n"
     written = sum(int(match[1]) for line in calls if (match := re.search(r"= (\d+)", line)))
     assert written < 1 << 20
