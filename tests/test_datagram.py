@@ -498,6 +498,9 @@ async def test_what_was_kept_at_the_end_is_dropped(loop):
 # Flow control
 
 
+@pytest.mark.asyncio_differs(
+    "counts headers that it never takes off", when=(3, 13) <= sys.version_info < (3, 14)
+)
 async def test_a_writer_is_paused_and_resumed(loop, pair):
     near, far = pair
     async with endpoint(loop, sock=near) as (transport, protocol):
@@ -515,8 +518,7 @@ async def test_a_writer_is_paused_and_resumed(loop, pair):
                 received.append(far.recv(8192))
 
         await asyncio.gather(asyncio.to_thread(read), protocol.until_event("resume_writing"))
-        while transport.get_write_buffer_size() > 0:
-            await asyncio.sleep(0)
+        assert transport.get_write_buffer_size() == 0
         assert [int.from_bytes(data[:4], "big") for data in received] == list(range(count))
         assert protocol.events == ["connection_made", "pause_writing", "resume_writing"]
 
