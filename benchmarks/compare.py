@@ -20,7 +20,9 @@ TITLES = {
     "echo": "Echo over loopback, {connections} connections with one message in flight each. "
     "CPU µs of the server per round trip; in brackets, the ratio to `floor`, a C program that "
     "does the same with epoll, recv and send alone.",
-    "scheduling": "Scheduling, in one process. CPU µs per operation.",
+    "transfers": "Both ends of a connection, or a process and its parent, on one loop. CPU µs per "
+    "operation: a round trip, a MiB, a connection, a process.",
+    "micro": "Scheduling, in one process. CPU µs per operation.",
 }
 
 
@@ -58,6 +60,20 @@ def against_best_peer(results):
     return "-" if ours is None or not peers else f"{ours / min(peers):.2f} x"
 
 
+def verdict(row):
+    """Whether the row is at its target, and how far from it where not; "" without a target."""
+    results, target = row["results"], row.get("target")
+    measure = cost(results, FLOOR)
+    if measure is None:
+        others = [cost(results, loop) for loop in results if loop != OURS]
+        measure = min((other for other in others if other is not None), default=None)
+    ours = cost(results, OURS)
+    if None in (target, measure, ours):
+        return ""
+    ratio = ours / measure
+    return "at target" if ratio <= target else f"{(ratio / target - 1) * 100:.0f} % over {target}"
+
+
 def columns(rows):
     """The loops of these rows in the order they were given, the floor first."""
     return list(dict.fromkeys(loop for row in rows for loop in row["results"]))
@@ -73,9 +89,9 @@ def group_table(rows):
         for loop in loops:
             cells.append(cell(row["results"].get(loop), None if loop == FLOOR else floor))
         if ours_among_others:
-            cells.append(against_best_peer(row["results"]))
+            cells += [against_best_peer(row["results"]), verdict(row)]
         lines.append(cells)
-    header = ["", *loops, *([f"{OURS} / best other"] if ours_among_others else [])]
+    header = ["", *loops, *([f"{OURS} / best other", "target"] if ours_among_others else [])]
     return markdown(header, lines)
 
 

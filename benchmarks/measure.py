@@ -1,36 +1,45 @@
-"""One figure of one scheduling workload, in this process.
+"""One figure of one workload, in this process.
 
-    python measure.py LOOP WORKLOAD REPETITIONS
+    python measure.py LOOP FOLDER WORKLOAD REPETITIONS
 
-Prints one line of JSON: CPU microseconds per operation (user and system, all threads), the best
-of the repetitions. What makes a repetition slower than the best is the machine, not the loop.
+FOLDER is `micro` or `transfers`.  Prints one line of JSON: CPU microseconds per operation (user and
+system, all threads, and children that have ended), the best of the repetitions.  What makes a
+repetition slower than the best is the machine, not the loop.
 """
 
 import asyncio
+import functools
 import importlib
 import json
+import resource
 import sys
 import time
 
-from workloads import WORKLOADS
+import loops
 
 
-def measure(new_event_loop, name, repetitions):
-    function, count = WORKLOADS[name]
+def cpu_ns():
+    """Of this process, to the nanosecond, and of its children, as well as the kernel counts it."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time_ns() + int((children.ru_utime + children.ru_stime) * 1e9)
+
+
+def measure(new_event_loop, function, count, repetitions):
     best_ns = None
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(function(max(100, count // 10)))  # warm up
+        runner.run(function(max(1, count // 10)))  # warm up
         for _ in range(repetitions):
-            began_ns = time.process_time_ns()
+            began_ns = cpu_ns()
             runner.run(function(count))
-            took_ns = time.process_time_ns() - began_ns
+            took_ns = cpu_ns() - began_ns
             best_ns = took_ns if best_ns is None else min(best_ns, took_ns)
     return best_ns / 1000 / count
 
 
-def main(loop_name, workload, repetitions):
-    new_event_loop = importlib.import_module(loop_name).new_event_loop
-    print(json.dumps({"cpu_us": measure(new_event_loop, workload, int(repetitions))}))
+def main(loop_name, folder, workload, repetitions):
+    function, count = importlib.import_module(f"{folder}.workloads").WORKLOADS[workload]
+    factory = functools.partial(loops.new_event_loop, loop_name)
+    print(json.dumps({"cpu_us": measure(factory, function, count, int(repetitions))}))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ import contextlib
 import dataclasses
 import datetime
 import functools
-import importlib.metadata
-import importlib.util
 import json
 import os
 import pathlib
@@ -27,17 +25,14 @@ import subprocess
 import sys
 import tempfile
 
+import loops
+
 HERE = pathlib.Path(__file__).resolve().parent
 BUILD = HERE.parent / "build" / "benchmarks"
 FLOOR = "floor"
-LOOPS = ["pyreactor", "asyncio", "uvloop", "rloop", "rsloop", "zuvloop"]
-DISTRIBUTIONS = {"pyreactor": "pyreactor-loop"}  # where it is not the module's name
 CONNECTIONS = 64
 START_SECONDS = 30
 CASE_SECONDS = 120  # a case takes one or two; what takes this long hangs
-
-sys.path.insert(0, str(HERE / "micro"))
-from workloads import WORKLOADS  # noqa: E402 - found by the line above
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,61 +51,93 @@ class CaseError(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class MicroRow:
-    workload: str
+class WorkloadRow:
+    """A coroutine of micro/ or transfers/, in a process of its own."""
 
-    group = "scheduling"
+    folder: str
+    name: str
+    target: float  # at most this multiple of the best other loop's cost
 
     @property
-    def name(self):
-        return self.workload
+    def group(self):
+        return self.folder
 
-    def candidates(self, loops):
-        return loops
+    def candidates(self, names):
+        return names
 
     def measure(self, loop, effort):
-        command = [HERE / "micro" / "measure.py", loop, self.workload, str(effort.repetitions)]
+        command = [HERE / "measure.py", loop, self.folder, self.name, str(effort.repetitions)]
         return run_json([sys.executable, *command])
 
 
 @dataclasses.dataclass(frozen=True)
 class EchoRow:
+    """A server, and the load generator."""
+
     mode: str
-    size: str
     message_bytes: int
     round_trips: int  # about a second for the slower loops
+    target: float  # at most this multiple of the floor's cost; over TLS, of the best other loop's
+    tls: bool = False
+    connections: int = CONNECTIONS
 
     group = "echo"
 
     @property
     def name(self):
-        return f"echo_{self.mode}_{self.size}"
+        size = self.message_bytes
+        text = f"{size // 1024}k" if size >= 1024 else f"{size}"
+        many = f"_{self.connections}" if self.connections != CONNECTIONS else ""
+        return f"{'tls' if self.tls else 'echo'}_{self.mode}_{text}{many}"
 
-    def candidates(self, loops):
-        return [FLOOR, *loops]
+    def candidates(self, names):
+        return names if self.tls else [FLOOR, *names]
 
     def measure(self, loop, effort):
         if loop == FLOOR:
             command = [compiled("floor_epoll")]
         else:
-            command = [sys.executable, HERE / "echo" / "server.py", loop, self.mode]
+            command = [sys.executable, "-m", "echo.server", loop, self.mode]
+            command += [certificate()] if self.tls else []
+        load = compiled("loadgen", tls=True) if self.tls else compiled("loadgen")
         server_cpu, load_cpu = cpus()
         with server(command, server_cpu) as (pid, port):
-            arguments = [port, pid, CONNECTIONS, self.message_bytes]
+            arguments = [port, pid, self.connections, self.message_bytes]
             arguments.append(self.round_trips * effort.echo_factor)
-            return run_json([compiled("loadgen"), *map(str, arguments)], cpu=load_cpu)
+            return run_json([load, *map(str, arguments)], cpu=load_cpu)
 
 
+KIB = 1024
 ROWS = [
-    EchoRow("protocol", "64", 64, 30_000),
-    EchoRow("protocol", "1k", 1024, 30_000),
-    EchoRow("protocol", "16k", 16 * 1024, 15_000),
-    EchoRow("protocol", "64k", 64 * 1024, 6_000),
-    EchoRow("buffered", "1k", 1024, 30_000),
-    EchoRow("streams", "1k", 1024, 30_000),
-    EchoRow("readline", "1k", 1024, 30_000),
-    EchoRow("sock", "1k", 1024, 30_000),
-    *(MicroRow(name) for name in WORKLOADS),
+    EchoRow("protocol", 64, 30_000, 1.03),
+    EchoRow("protocol", KIB, 30_000, 1.03),
+    EchoRow("protocol", 16 * KIB, 15_000, 1.05),
+    EchoRow("protocol", 64 * KIB, 6_000, 1.05),
+    EchoRow("buffered", KIB, 30_000, 1.05),
+    EchoRow("streams", KIB, 30_000, 1.3),
+    EchoRow("readline", KIB, 30_000, 1.4),
+    EchoRow("sock", KIB, 30_000, 1.4),
+    EchoRow("protocol", KIB, 20_000, 0.8, tls=True),
+    EchoRow("protocol", 64 * KIB, 3_000, 0.85, tls=True),
+    EchoRow("streams", KIB, 20_000, 0.6, tls=True),
+    EchoRow("streams", 64 * KIB, 3_000, 0.8, tls=True),
+    WorkloadRow("transfers", "udp_round_trip", 0.75),
+    WorkloadRow("transfers", "bulk_mib", 0.9),
+    WorkloadRow("transfers", "sendfile_mib", 0.85),
+    WorkloadRow("transfers", "connection", 0.75),
+    WorkloadRow("transfers", "subprocess_spawn", 0.8),
+    WorkloadRow("transfers", "subprocess_pipe_mib", 0.85),
+    WorkloadRow("micro", "call_soon_chain", 0.9),
+    WorkloadRow("micro", "call_soon_burst", 0.9),
+    WorkloadRow("micro", "call_later_cancel", 0.9),
+    WorkloadRow("micro", "timers_fire", 0.8),
+    WorkloadRow("micro", "sleep0", 0.9),
+    WorkloadRow("micro", "future_ping_pong", 0.9),
+    WorkloadRow("micro", "create_task_gather", 0.9),
+    WorkloadRow("micro", "timeout", 0.9),
+    WorkloadRow("micro", "sockpair", 0.8),
+    WorkloadRow("micro", "executor", 0.8),
+    WorkloadRow("micro", "call_soon_threadsafe", 0.9),
 ]
 
 
@@ -127,17 +154,34 @@ def pinned_to(cpu):
 
 
 @functools.cache
-def compiled(name):
+def compiled(name, tls=False):
     """Compile a C program of echo/ once per run, so that it is never older than its source."""
     compiler = os.environ.get("CC", "cc")
     if shutil.which(compiler.split()[0]) is None:
         raise SystemExit(f"no C compiler: {compiler} (Debian package: gcc)")
     BUILD.mkdir(parents=True, exist_ok=True)
-    program = BUILD / name
-    flags = ["-std=c11", "-O2", "-Wall", "-Wextra"]
-    source = HERE / "echo" / f"{name}.c"
-    subprocess.run([*compiler.split(), *flags, "-o", program, source], check=True)
+    program = BUILD / (f"{name}_tls" if tls else name)
+    flags = ["-std=c11", "-O2", "-Wall", "-Wextra", *(["-DTLS"] if tls else [])]
+    libraries = ["-lssl", "-lcrypto"] if tls else []
+    command = [*compiler.split(), *flags, "-o", program, HERE / "echo" / f"{name}.c", *libraries]
+    if subprocess.run(command, check=False).returncode != 0:
+        package = "libssl-dev" if tls else "libc6-dev"
+        raise CaseError(f"{name}.c does not compile (Debian package: {package})")
     return program
+
+
+@functools.cache
+def certificate():
+    """A self-signed certificate with its key, as a PEM file, made once per run."""
+    if shutil.which("openssl") is None:
+        raise CaseError("no openssl (Debian package: openssl)")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    path = BUILD / "certificate.pem"
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", "-"]
+    command = ["openssl", "req", "-x509", *key, "-subj", "/CN=localhost", "-days", "2"]
+    path.touch(0o600)
+    path.write_bytes(subprocess.run(command, capture_output=True, check=True).stdout)
+    return path
 
 
 def last_line(text):
@@ -167,7 +211,7 @@ def server(command, cpu):
     """Start an echo server; gives its process id and the port it announces."""
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, preexec_fn=pinned_to(cpu)
+            command, stdout=subprocess.PIPE, stderr=errors, preexec_fn=pinned_to(cpu), cwd=HERE
         )
         try:
             with process.stdout as output:
@@ -190,15 +234,8 @@ def server(command, cpu):
             process.wait()
 
 
-def versions(loops):
-    found = {"python": platform.python_version()}
-    for loop in loops:
-        try:
-            found[loop] = importlib.metadata.version(DISTRIBUTIONS.get(loop, loop))
-        except importlib.metadata.PackageNotFoundError:
-            module = importlib.import_module(loop)
-            found[loop] = getattr(module, "__version__", found["python"])
-    return found
+def versions(names):
+    return {"python": platform.python_version()} | {name: loops.version(name) for name in names}
 
 
 def machine():
@@ -215,13 +252,13 @@ def machine():
     }
 
 
-def measure_rows(rows, loops, effort):
+def measure_rows(rows, names, effort):
     """Measure every row; returns what goes into the JSON for each."""
     done = 0
-    total = sum(len(row.candidates(loops)) for row in rows) * effort.rounds
+    total = sum(len(row.candidates(names)) for row in rows) * effort.rounds
     results = []
     for row in rows:
-        figures = {loop: [] for loop in row.candidates(loops)}
+        figures = {loop: [] for loop in row.candidates(names)}
         failed = {}
         for _ in range(effort.rounds):
             for loop in figures:
@@ -239,6 +276,7 @@ def measure_rows(rows, loops, effort):
             {
                 "name": row.name,
                 "group": row.group,
+                "target": row.target,
                 "results": {
                     loop: {"error": failed[loop]} if loop in failed else summary(taken)
                     for loop, taken in figures.items()
@@ -255,15 +293,15 @@ def summary(figures):
 
 
 def chosen_loops(names):
-    if names is not None:
-        missing = [name for name in names if importlib.util.find_spec(name) is None]
-        if missing:
-            raise SystemExit(f"not installed: {', '.join(missing)}")
-        return names
-    return [name for name in LOOPS if importlib.util.find_spec(name) is not None]
+    if names is None:
+        return [name for name in loops.NAMES if loops.is_installed(name)]
+    missing = [name for name in names if not loops.is_installed(name)]
+    if missing:
+        raise SystemExit(f"not installed: {', '.join(missing)}")
+    return names
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -274,15 +312,16 @@ def main():
         "--loops",
         metavar="NAME,NAME",
         type=lambda text: text.split(","),
-        help="asyncio or modules with new_event_loop(); all known ones if not given",
+        help=f"of {', '.join(loops.NAMES)}, or modules with new_event_loop(); "
+        "those installed if not given",
     )
     parser.add_argument("--output", type=pathlib.Path, default=BUILD / "latest.json")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
 
     rows = [row for row in ROWS if options.only is None or options.only in row.name]
     if not rows:
         parser.error(f"no row has {options.only!r} in its name: {[row.name for row in ROWS]}")
-    loops = chosen_loops(options.loops)
+    names = chosen_loops(options.loops)
     effort = QUICK if options.quick else FULL
     if options.rounds is not None:
         effort = dataclasses.replace(effort, rounds=options.rounds)
@@ -290,11 +329,11 @@ def main():
     result = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": machine(),
-        "versions": versions(loops),
+        "versions": versions(names),
         "command": " ".join(["python", "benchmarks/run.py", *sys.argv[1:]]),
         "effort": dataclasses.asdict(effort),
         "connections": CONNECTIONS,
-        "rows": measure_rows(rows, loops, effort),
+        "rows": measure_rows(rows, names, effort),
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=1) + "\n")

@@ -13,6 +13,9 @@
  * too), from the kernel's clock for that process, with nanosecond resolution.  It is read by this
  * program at the first and at the last counted echo, so starting and stopping are not in it.
  *
+ * Compiled with -DTLS and linked with OpenSSL it does the same over TLS, and trusts any
+ * certificate.
+ *
  * Prints one line of JSON.  An echo that differs, a lost connection or PATIENCE_MS without a
  * single event is an error: a message and exit status 1.
  */
@@ -30,6 +33,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifdef TLS
+#include <openssl/ssl.h>
+#endif
+
 #define EVENTS_PER_WAIT 256
 #define PATIENCE_MS 10000
 #define NS_PER_US 1000
@@ -45,6 +52,9 @@
 
 struct connection {
     int fd; /* owned */
+#ifdef TLS
+    SSL *tls; /* owned */
+#endif
     size_t sent_bytes;
     size_t echoed_bytes;
     uint64_t sent_at_ns;
@@ -131,11 +141,98 @@ static int connect_to(uint16_t port)
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) < 0)
         fail("connect");
-    if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) < 0 ||
-        fcntl(fd, F_SETFL, O_NONBLOCK) < 0)
+    if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) < 0)
         fail("socket options");
     return fd;
 }
+
+/*
+ * What goes over a connection: as send() and recv(), with EAGAIN.  is_ahead() says that more was
+ * received than has been taken, so that the socket may never be readable again.
+ */
+#ifdef TLS
+static void secure(struct connection *connection)
+{
+    static SSL_CTX *context;
+
+    if (context == NULL) {
+        context = SSL_CTX_new(TLS_client_method());
+        if (context == NULL)
+            fail_because("no OpenSSL context");
+        SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE);
+        SSL_CTX_set_mode(context, SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+        SSL_CTX_set_read_ahead(context, 1);
+    }
+    connection->tls = SSL_new(context);
+    if (connection->tls == NULL || SSL_set_fd(connection->tls, connection->fd) != 1 ||
+        SSL_connect(connection->tls) != 1)
+        fail_because("the TLS handshake failed");
+}
+
+static ssize_t tls_result(struct connection *connection, int result)
+{
+    if (result > 0)
+        return result;
+    switch (SSL_get_error(connection->tls, result)) {
+    case SSL_ERROR_WANT_READ:
+    case SSL_ERROR_WANT_WRITE:
+        errno = EAGAIN;
+        return -1;
+    case SSL_ERROR_ZERO_RETURN:
+        return 0;
+    default:
+        fail_because("TLS failed");
+        return -1;
+    }
+}
+
+static ssize_t put(struct connection *connection, const char *data, size_t size)
+{
+    return tls_result(connection, SSL_write(connection->tls, data, (int)size));
+}
+
+static ssize_t take(struct connection *connection, char *data, size_t size)
+{
+    return tls_result(connection, SSL_read(connection->tls, data, (int)size));
+}
+
+static int is_ahead(struct connection *connection)
+{
+    return SSL_has_pending(connection->tls);
+}
+
+static void end(struct connection *connection)
+{
+    SSL_free(connection->tls);
+    close(connection->fd);
+}
+#else
+static void secure(struct connection *connection)
+{
+    (void)connection;
+}
+
+static ssize_t put(struct connection *connection, const char *data, size_t size)
+{
+    return send(connection->fd, data, size, MSG_NOSIGNAL);
+}
+
+static ssize_t take(struct connection *connection, char *data, size_t size)
+{
+    return recv(connection->fd, data, size, 0);
+}
+
+static int is_ahead(struct connection *connection)
+{
+    (void)connection;
+    return 0;
+}
+
+static void end(struct connection *connection)
+{
+    close(connection->fd);
+}
+#endif
 
 /* Wait for room in the socket only while there is something left to send. */
 static void watch(struct load *load, struct connection *connection, int operation, uint32_t events)
@@ -152,7 +249,7 @@ static void watch(struct load *load, struct connection *connection, int operatio
 static void send_rest(struct load *load, struct connection *connection)
 {
     size_t left = load->message_bytes - connection->sent_bytes;
-    ssize_t sent = send(connection->fd, load->message + connection->sent_bytes, left, MSG_NOSIGNAL);
+    ssize_t sent = put(connection, load->message + connection->sent_bytes, left);
 
     if (sent < 0 && errno != EAGAIN)
         fail("send");
@@ -194,13 +291,14 @@ static void finish_round_trip(struct load *load, struct connection *connection)
     start_round_trip(load, connection);
 }
 
-static void receive_echo(struct load *load, struct connection *connection)
+/* Returns whether more may be there without a word from epoll. */
+static int receive_echo(struct load *load, struct connection *connection)
 {
     size_t at = connection->echoed_bytes;
-    ssize_t length = recv(connection->fd, load->echo, load->message_bytes - at, 0);
+    ssize_t length = take(connection, load->echo, load->message_bytes - at);
 
     if (length < 0 && errno == EAGAIN)
-        return;
+        return 0;
     if (length < 0)
         fail("recv");
     if (length == 0)
@@ -210,12 +308,16 @@ static void receive_echo(struct load *load, struct connection *connection)
     connection->echoed_bytes += (size_t)length;
     if (connection->echoed_bytes == load->message_bytes)
         finish_round_trip(load, connection);
+    return is_ahead(connection);
 }
 
 static void connect_all(struct load *load, uint16_t port)
 {
     for (size_t i = 0; i < load->connection_count; i++) {
         load->connections[i].fd = connect_to(port);
+        secure(&load->connections[i]);
+        if (fcntl(load->connections[i].fd, F_SETFL, O_NONBLOCK) < 0)
+            fail("fcntl");
         watch(load, &load->connections[i], EPOLL_CTL_ADD, EPOLLIN);
     }
 }
@@ -237,8 +339,10 @@ static void run(struct load *load)
 
             if (events[i].events & EPOLLOUT)
                 send_rest(load, connection);
-            if (events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR))
-                receive_echo(load, connection);
+            if (events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR)) {
+                while (receive_echo(load, connection)) {
+                }
+            }
         }
     }
 }
@@ -309,7 +413,7 @@ int main(int argc, char **argv)
     report(&load, counted);
 
     for (size_t i = 0; i < load.connection_count; i++)
-        close(load.connections[i].fd);
+        end(&load.connections[i]);
     close(load.epoll_fd);
     free(load.echo);
     free(load.message);

@@ -1,15 +1,19 @@
 """Echo servers, one per way of writing one with asyncio.
 
-    python server.py LOOP MODE
+    python -m echo.server LOOP MODE [CERTIFICATE]
 
-LOOP is `asyncio` or any module with `new_event_loop()`. MODE is one of protocol, buffered,
-streams, readline, sock. The port it listens on is printed; then it serves until it is killed.
+LOOP is one of loops.py, MODE one of protocol, buffered, streams, readline, sock.  CERTIFICATE, a
+PEM file with its key, puts TLS below protocol, buffered or streams.  The port it listens on is
+printed; then it serves until it is killed.
 """
 
 import asyncio
-import importlib
+import functools
 import socket
+import ssl
 import sys
+
+import loops
 
 READ_BYTES = 64 * 1024
 
@@ -66,16 +70,22 @@ async def serve_sock(listener):
             connections.create_task(sock_echo(connection))
 
 
-async def serve(mode, listener):
+def tls_context(certificate):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return context
+
+
+async def serve(mode, listener, context=None):
     loop = asyncio.get_running_loop()
     if mode == "protocol":
-        server = await loop.create_server(Echo, sock=listener)
+        server = await loop.create_server(Echo, sock=listener, ssl=context)
     elif mode == "buffered":
-        server = await loop.create_server(BufferedEcho, sock=listener)
+        server = await loop.create_server(BufferedEcho, sock=listener, ssl=context)
     elif mode == "streams":
-        server = await asyncio.start_server(stream_echo, sock=listener)
+        server = await asyncio.start_server(stream_echo, sock=listener, ssl=context)
     elif mode == "readline":
-        server = await asyncio.start_server(line_echo, sock=listener)
+        server = await asyncio.start_server(line_echo, sock=listener, ssl=context)
     elif mode == "sock":
         await serve_sock(listener)
         return
@@ -84,13 +94,14 @@ async def serve(mode, listener):
     await server.serve_forever()
 
 
-def main(loop_name, mode):
-    new_event_loop = importlib.import_module(loop_name).new_event_loop
+def main(loop_name, mode, certificate=None):
+    context = None if certificate is None else tls_context(certificate)
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     listener.setblocking(False)
     print(listener.getsockname()[1], flush=True)
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(serve(mode, listener))
+    factory = functools.partial(loops.new_event_loop, loop_name)
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(serve(mode, listener, context))
 
 
 if __name__ == "__main__":

@@ -8,18 +8,16 @@ pytest-benchmark prints wall-clock time for the whole workload; run.py has CPU t
 """
 
 import asyncio
-import importlib
-import importlib.util
+import functools
 import pathlib
 import sys
 
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from workloads import WORKLOADS
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+import loops
+from micro.workloads import WORKLOADS
 
-LOOPS = ["asyncio", "pyreactor", "uvloop", "rloop", "rsloop", "zuvloop"]
-INSTALLED = [name for name in LOOPS if importlib.util.find_spec(name) is not None]
 ROUNDS = 5
 
 # What a peer leaves unclosed is not judged here.
@@ -29,10 +27,10 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(params=INSTALLED)
+@pytest.fixture(params=filter(loops.is_installed, loops.NAMES))
 def runner(request):
-    new_event_loop = importlib.import_module(request.param).new_event_loop
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    factory = functools.partial(loops.new_event_loop, request.param)
+    with asyncio.Runner(loop_factory=factory) as runner:
         yield runner
 
 

@@ -1,7 +1,7 @@
 """The scheduling workloads: each a coroutine that does `count` operations on the running loop.
 
-They are used twice: by test_scheduling.py under pytest-benchmark, and by measure.py, which run.py
-starts in a fresh process for each figure.
+They are used twice: by test_scheduling.py under pytest-benchmark, and by ../measure.py, which
+run.py starts in a fresh process for each figure.
 """
 
 import asyncio
