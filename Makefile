@@ -104,8 +104,12 @@ soak-asan: build ## the same with the extensions under AddressSanitizer
 	    $(PY) tests/stress/soak.py $(or $(ARGS),--seconds 600) --no-memory-check
 
 .PHONY: bench
-bench: build $(VENV)/.has-bench ## measure CPU time per operation; ARGS are those of the script
+bench: build $(VENV)/.has-bench ## measure every row, for README.md and the plot; or what ARGS say
 	$(PY) benchmarks/run.py $(or $(ARGS),--quick)
+ifeq ($(ARGS),)
+	$(PY) benchmarks/compare.py build/benchmarks/latest.json --update README.md
+	$(PY) benchmarks/plot.py build/benchmarks/latest.json docs/benchmarks.svg
+endif
 
 .PHONY: lint
 lint: build $(VENV)/.has-lint $(VENV)/.has-test ## check style, types and spelling

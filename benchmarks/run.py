@@ -3,6 +3,7 @@
     python benchmarks/run.py --quick            every row, a few minutes
     python benchmarks/run.py                    the same with more work and more rounds
     python benchmarks/run.py --only echo_protocol --loops pyreactor,uvloop
+    python -m pyreactor bench --quick           the same, where pyreactor is installed
 
 Each figure comes from a fresh process. The loops take turns within a round, so that a machine that
 is slow for a minute is slow for all of them; the median over the rounds is the figure. README.md
@@ -28,7 +29,7 @@ import tempfile
 import loops
 
 HERE = pathlib.Path(__file__).resolve().parent
-BUILD = HERE.parent / "build" / "benchmarks"
+BUILD = pathlib.Path("build", "benchmarks").resolve()  # of the folder that it is run in
 FLOOR = "floor"
 CONNECTIONS = 64
 START_SECONDS = 30
@@ -301,7 +302,7 @@ def chosen_loops(names):
     return names
 
 
-def main(arguments=None):
+def main(arguments):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -330,7 +331,9 @@ def main(arguments=None):
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": machine(),
         "versions": versions(names),
-        "command": " ".join(["python", "benchmarks/run.py", *sys.argv[1:]]),
+        "command": " ".join(
+            [os.environ.get("BENCH_COMMAND", "python benchmarks/run.py"), *arguments]
+        ),
         "effort": dataclasses.asdict(effort),
         "connections": CONNECTIONS,
         "rows": measure_rows(rows, names, effort),
@@ -342,4 +345,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

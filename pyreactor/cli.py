@@ -25,6 +25,7 @@ usage: python -m pyreactor script.py [argument ...]
        python -m pyreactor -m module [argument ...]
        python -m pyreactor -c code [argument ...]
        python -m pyreactor models [option ...]
+       python -m pyreactor bench [option ...]
 """
 
 HELP = f"""\
@@ -39,8 +40,9 @@ options:
   -V, --version  show the version
   --info         show version, Python, kernel and the I/O backend in use
 
-`models` compares the concurrency models for services, with a load; it has
-options of its own.  A script of that name is run as ./models.
+`models` compares the concurrency models for services, with a load; `bench`
+compares the event loops that are installed.  Both have options of their own.
+A script of that name is run as ./models or ./bench.
 
 The script may be a file, a directory or zip file with a __main__.py, or `-`
 for standard input.  `pyreactor` alone is the same as `python -m pyreactor`;
@@ -74,6 +76,10 @@ def main(args: list[str] | None = None) -> int:
             from pyreactor import model_comparison  # of no use to a program that runs
 
             return model_comparison.main(rest)
+        case "bench":
+            from pyreactor import bench  # of no use to a program that runs
+
+            return bench.main(rest)
         case "-c" | "-m" if not rest:
             return _usage_error(f"argument expected for the {first} option")
         case _ if first.startswith("-") and first not in ("-", "-c", "-m"):
