@@ -8,8 +8,11 @@ import resource
 import socket
 import sys
 import time
+from unittest import mock
 
 import pytest
+
+import pyreactor
 
 HOST = "127.0.0.1"
 before_3_12 = sys.version_info < (3, 12)
@@ -128,6 +131,14 @@ async def test_a_server_is_a_server_of_asyncio(loop):
     server.close()
     assert server.sockets == ()
     await server.wait_closed()
+
+
+async def test_private_attributes_that_libraries_look_at_are_there(loop):
+    server = await loop.create_server(Echo, HOST, 0)
+    assert server._waiters == []
+    server.close()
+    await server.wait_closed()
+    assert server._waiters is None
 
 
 async def test_a_server_can_be_closed_again_and_again(loop):
@@ -456,6 +467,10 @@ class Starvation:
         resource.setrlimit(resource.RLIMIT_NOFILE, self.limits)
 
 
+def turns_of(loop):
+    return loop.metrics().turns if isinstance(loop, pyreactor.Loop) else 0
+
+
 async def test_a_server_out_of_descriptors_waits_without_spinning_and_recovers(
     loop, reported_errors
 ):
@@ -464,9 +479,10 @@ async def test_a_server_out_of_descriptors_waits_without_spinning_and_recovers(
         peer.settimeout(10)
         with Starvation():
             peer.connect(server.sockets[0].getsockname())
-            before = time.thread_time()
+            before = time.thread_time(), turns_of(loop)
             await asyncio.sleep(0.3)
-            assert time.thread_time() - before < 0.15
+            assert time.thread_time() - before[0] < 0.15
+            assert turns_of(loop) - before[1] < 20
             assert reported_errors
             for context in reported_errors:
                 assert context["message"].startswith("socket.accept() out of system resource")
@@ -481,14 +497,24 @@ async def test_a_server_out_of_descriptors_waits_without_spinning_and_recovers(
 
 @pytest.mark.asyncio_differs("it reports once for every place of the backlog")
 async def test_a_server_out_of_descriptors_reports_it_once(loop, reported_errors):
-    server = await loop.create_server(Echo, HOST, 0, backlog=100)
+    retries = []
+    serving = Serving()
+    server = await loop.create_server(serving, HOST, 0, backlog=100)
     with contextlib.ExitStack() as stack:
         peers = [stack.enter_context(socket.socket()) for _ in range(3)]
         with Starvation():
             for peer in peers:
                 peer.connect(server.sockets[0].getsockname())
-            await asyncio.sleep(0.1)
+            with mock.patch.object(loop, "call_later", lambda _, again: retries.append(again)):
+                for _ in range(4):
+                    while not retries:
+                        await turns(1)
+                    retries.pop()()
+                while not retries:
+                    await turns(1)
             assert len(reported_errors) == 1
+        retries.pop()()
+        await serving.until_connected(3)
     reported_errors.clear()
     server.close()
     await server.wait_closed()
@@ -943,6 +969,7 @@ async def test_getaddrinfo_gives_what_the_socket_module_gives(loop):
         (("::1", 80), {"type": socket.SOCK_STREAM}),
         (("localhost", 80), {"family": socket.AF_INET}),
         ((None, 80), {"flags": socket.AI_PASSIVE, "type": socket.SOCK_STREAM}),
+        (("fe80::1%lo", 80), {"type": socket.SOCK_STREAM}),
     ]:
         expected = socket.getaddrinfo(*arguments, **options)
         assert await loop.getaddrinfo(*arguments, **options) == expected

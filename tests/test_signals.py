@@ -1,6 +1,7 @@
 """Signal handlers of the loop, and what a signal does to a loop that has none."""
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import os
@@ -323,6 +324,21 @@ def test_the_wakeup_descriptor_of_before_is_put_back(loop, end):
         assert signal.set_wakeup_fd(-1) == near.fileno()
 
 
+@pytest.mark.asyncio_differs("it leaves no wakeup descriptor")
+@pytest.mark.parametrize("end", ["remove", "close"])
+def test_a_wakeup_descriptor_set_meanwhile_stays(loop, end):
+    near, far = socket.socketpair()
+    with near, far:
+        near.setblocking(False)
+        loop.add_signal_handler(signal.SIGUSR1, print)
+        signal.set_wakeup_fd(near.fileno(), warn_on_full_buffer=False)
+        if end == "remove":
+            loop.remove_signal_handler(signal.SIGUSR1)
+        else:
+            loop.close()
+        assert signal.set_wakeup_fd(-1) == near.fileno()
+
+
 def test_a_run_without_handlers_leaves_the_wakeup_descriptor_alone(loop):
     near, far = socket.socketpair()
     with near, far:
@@ -351,6 +367,19 @@ def test_another_loop_that_comes_and_goes_takes_no_signals_along(loop, new_loop,
         while len(calls) < 2:
             run_turns(loop)
     loop.remove_signal_handler(signal.SIGUSR1)
+
+
+def test_the_pipe_of_a_loop_closed_earlier_is_not_put_back(loop, new_loop):
+    other = new_loop()
+    loop.add_signal_handler(signal.SIGUSR1, print)
+    other.add_signal_handler(signal.SIGUSR2, print)
+    loop.close()
+    with contextlib.ExitStack() as stack:
+        for _ in range(10):  # the numbers of its descriptors are somebody else's now
+            for sock in socket.socketpair():
+                stack.enter_context(sock).setblocking(False)
+        other.close()
+        assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_a_loop_without_handlers_does_not_take_the_signals_of_another(loop, new_loop):

@@ -4,11 +4,14 @@ import array
 import asyncio
 import contextlib
 import errno
+import gc
+import itertools
 import os
 import select
 import socket
 import ssl
 import struct
+from unittest import mock
 
 import pytest
 
@@ -123,7 +126,8 @@ async def test_an_address_of_four_parts_is_not_resolved_again(loop):
         pytest.skip(f"this machine has no IPv6 loopback: {exc}")
     with server, socket.socket(socket.AF_INET6) as sock:
         sock.setblocking(False)
-        await loop.sock_connect(sock, server.getsockname())
+        with mock.patch.object(loop, "getaddrinfo", side_effect=AssertionError("resolved again")):
+            await loop.sock_connect(sock, server.getsockname())
         assert sock.getpeername() == server.getsockname()
 
 
@@ -140,6 +144,39 @@ async def test_operations_cancelled_in_a_race_lose_no_data(loop, pair):
         except asyncio.CancelledError:
             received += await loop.sock_recv(near, 100)
     assert received == b"x" * 50
+
+
+@pytest.mark.asyncio_differs("a call that is cancelled before it returns loses what it has received")
+async def test_a_receive_cancelled_as_its_data_come_loses_none(loop, pair):
+    near, far = pair
+    for before, between in itertools.product(range(4), range(6)):
+        first = asyncio.create_task(loop.sock_recv(near, 100))
+        await turns(before)
+        far.send(b"kept")
+        await turns(between)
+        first.cancel()
+        try:
+            received = await first
+        except asyncio.CancelledError:
+            received = await loop.sock_recv(near, 100)
+        assert received == b"kept"
+
+
+@pytest.mark.pyreactor_only
+async def test_cancelled_receives_do_not_pile_up(loop, pair):
+    def waiting():
+        return sum(type(one).__name__ == "Waiter" for one in gc.get_objects())
+
+    near, far = pair
+    kept = asyncio.create_task(loop.sock_recv(near, 10))
+    for _ in range(100):
+        receiving = asyncio.create_task(loop.sock_recv(near, 10))
+        await turns()
+        receiving.cancel()
+        await asyncio.wait([receiving])
+    assert waiting() == 1
+    far.send(b"kept")
+    assert await kept == b"kept"
 
 
 async def test_a_blocking_socket_is_refused_in_debug_mode(loop, pair):

@@ -94,7 +94,6 @@ async def test_a_protocol_factory_that_raises_starts_nothing(loop):
 
 async def test_arguments_of_popen_reach_the_child(loop, tmp_path):
     assert await output_of("import os; print(os.getcwd())", cwd=tmp_path) == str(tmp_path)
-    assert await output_of("import os; print(os.environ.get('HOME'))", env={}) == "None"
     assert await output_of("import os; print(os.environ['A'])", env={"A": "b"}) == "b"
     session = "import os; print(os.getsid(0) == os.getpid())"
     assert await output_of(session, start_new_session=True) == "True"
@@ -125,6 +124,46 @@ async def test_passed_descriptors_reach_the_child_and_others_do_not(loop):
     finally:
         os.close(passed)
         os.close(kept)
+
+
+async def test_passed_descriptors_keep_their_modes(loop):
+    pipes = [os.pipe() for _ in range(2)]
+    try:
+        (waiting, _), (polled, _) = pipes
+        os.set_blocking(polled, False)
+        os.set_inheritable(waiting, True)
+        modes = [(os.get_blocking(fd), os.get_inheritable(fd)) for fd in (waiting, polled)]
+        assert modes == [(True, True), (False, False)]
+        code = "import os, sys; print(*[os.get_blocking(int(fd)) for fd in sys.argv[1:]])"
+        told = await output_of(code, str(waiting), str(polled), pass_fds=[waiting, polled])
+        assert told == "True False"
+        assert modes == [(os.get_blocking(fd), os.get_inheritable(fd)) for fd in (waiting, polled)]
+    finally:
+        for pipe in pipes:
+            for fd in pipe:
+                os.close(fd)
+
+
+async def test_an_empty_environment_is_empty(loop, monkeypatch):
+    monkeypatch.setenv("OF_THE_PARENT", "set")
+    code = "import os; print(os.environ.get('OF_THE_PARENT'))"
+    assert await output_of(code) == "set"
+    assert await output_of(code, env={}) == "None"
+
+
+@pytest.mark.parametrize("part", ["program", "argument", "command", "variable", "directory"])
+async def test_a_nul_is_refused(loop, part):
+    with pytest.raises(ValueError, match="null byte"):
+        if part == "program":
+            await asyncio.create_subprocess_exec("tr\0ue")
+        elif part == "argument":
+            await asyncio.create_subprocess_exec("true", "an\0argument")
+        elif part == "command":
+            await asyncio.create_subprocess_shell("true\0")
+        elif part == "variable":
+            await asyncio.create_subprocess_exec("true", env={"A": "b\0c"})
+        else:
+            await asyncio.create_subprocess_exec("true", cwd="/\0")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="changing the user takes root")

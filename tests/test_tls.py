@@ -1374,6 +1374,30 @@ async def test_server_waits_for_its_tls_connections(loop, authority):
     await server.wait_closed()
 
 
+@pytest.mark.asyncio_differs("such a connection is lost")
+async def test_server_closes_between_accepting_and_the_handshake(loop, authority):
+    def close_first(loop, coro, **options):
+        server.close()
+        return asyncio.Task(coro, loop=loop, **options)
+
+    server = await loop.create_server(Recorder, HOST, 0, ssl=authority.server())
+    address = server.sockets[0].getsockname()
+    with socket.create_connection(address) as sock:
+        loop.set_task_factory(close_first)
+        while server.is_serving():
+            await asyncio.sleep(0)
+        loop.set_task_factory(None)
+        await server.wait_closed()
+        sock.setblocking(False)
+        transport, protocol = await loop.create_connection(
+            Recorder, sock=sock, ssl=authority.client(), server_hostname="localhost"
+        )
+        transport.close()
+        await protocol.until_event("connection_lost")
+        while server._clients:
+            await asyncio.sleep(0)
+
+
 @pytest.mark.pyreactor_only
 async def test_methods_belong_to_the_loops_thread(loop, authority):
     async with connected(loop, authority) as (protocol, _peer):
