@@ -195,8 +195,11 @@ async def test_the_scope_of_a_link_local_address_is_kept(loop):
                 assert heard.received == [(b"data", address_of(client))]
                 assert heard.received[0][1][3] == scope
                 async with endpoint(loop, local_addr=("::", 0)) as (elsewhere, _):
-                    elsewhere.sendto(b"data", address_of(server))  # nothing else tells the link
+                    other_link = (*address_of(server)[:3], socket.if_nametoindex("lo"))
+                    elsewhere.sendto(b"to another link", other_link)
+                    elsewhere.sendto(b"data", address_of(server))
                     await heard.until_received(2)
+                    assert heard.data == [b"data"] * 2
                 with pytest.raises(ValueError, match="Invalid address"):
                     client.sendto(b"data", (host, address_of(server)[1], 0, scope + 1))
         return

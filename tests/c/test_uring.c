@@ -345,8 +345,8 @@ static void one_thread_after_the_other_may_wait(void)
     close_backend();
 }
 
-/* More completions at once than the ring has places: the kernel keeps the others. */
-static void more_than_the_completion_ring_holds_is_reported_once_each(void)
+/* More sends under way than the completion ring has places. */
+static void sends_that_wait_for_room_are_reported_once_each(void)
 {
     enum { COUNT = 6000 };
     static struct sending sendings[COUNT];
@@ -378,6 +378,32 @@ static void more_than_the_completion_ring_holds_is_reported_once_each(void)
     }
     CHECK_EQUAL(others, 1);
     close_pair(pair);
+    close_backend();
+}
+
+/* They end as they are begun, before anybody waits: the ring overflows, and has to be emptied. */
+static void sends_that_end_at_once_overflow_the_ring_and_are_reported_once_each(void)
+{
+    enum { COUNT = 6000 };
+    static struct sending sendings[COUNT];
+    int pair[2];
+    open_backend();
+    open_pair(pair);
+    CHECK_EQUAL(wait_for(0), 0);
+    close(pair[1]);
+    for (int i = 0; i < COUNT; i++)
+        start_sending(&sendings[i], pair[0], "x", "");
+    int ended = 0;
+    for (int round = 0; round < COUNT && ended < COUNT; round++) {
+        CHECK_EQUAL(wait_and_tell(0), 0);
+        for (; ended < COUNT && sendings[ended].ends; ended++)
+            ;
+    }
+    for (int i = 0; i < COUNT; i++) {
+        CHECK_EQUAL(sendings[i].ends, 1);
+        CHECK_EQUAL(sendings[i].result, -EPIPE);
+    }
+    close(pair[0]);
     close_backend();
 }
 
@@ -624,7 +650,8 @@ int main(int count, char **arguments)
     RUN(a_send_that_is_cancelled_ends_once);
     RUN(the_end_of_the_backend_ends_every_send_once);
     RUN(one_thread_after_the_other_may_wait);
-    RUN(more_than_the_completion_ring_holds_is_reported_once_each);
+    RUN(sends_that_wait_for_room_are_reported_once_each);
+    RUN(sends_that_end_at_once_overflow_the_ring_and_are_reported_once_each);
     RUN(without_buffers_receiving_waits_for_their_return);
     RUN(any_order_of_wanting_sending_cancelling_and_closing_keeps_every_byte);
     return check_status();
