@@ -146,7 +146,7 @@ async def test_operations_cancelled_in_a_race_lose_no_data(loop, pair):
     assert received == b"x" * 50
 
 
-@pytest.mark.asyncio_differs("a call that is cancelled before it returns loses what it has received")
+@pytest.mark.asyncio_differs("a call that is cancelled loses what it has received")
 async def test_a_receive_cancelled_as_its_data_come_loses_none(loop, pair):
     near, far = pair
     for before, between in itertools.product(range(4), range(6)):
