@@ -273,6 +273,9 @@ class _State:
             worker.pidfd = -1  # it has ended already; its sentinel says so
         with self.lock:
             self.processes[process.pid] = process
+            broken = self.broken is not None
+        if broken:
+            process.kill()  # meanwhile: it was not among those that were killed
 
     def _supervise(self) -> None:
         """The supervisor: replaces workers that end, until the pool closes and all have."""
@@ -326,7 +329,6 @@ class _State:
             worker.failed_starts += 1
         else:
             worker.failed_starts = 0
-        process.close()
         # What it had not begun comes to another; what it has put is whole, or never was.  The
         # manager hears of its end behind all its results.
         self.requests.clear()
@@ -503,14 +505,17 @@ class _State:
 
     # The end
 
-    def _break(self, reason: str) -> None:
+    def _break(self, reason: str, *, gently: bool = False) -> None:
         """Make the pool useless: kill the workers, and fail all calls.  Any thread."""
         with self.lock:
             if self.broken is None:
                 self.broken = reason
             processes = list(self.processes.values())
         for process in processes:
-            process.kill()
+            if gently:
+                process.terminate()
+            else:
+                process.kill()
         self.requests.close()
         self._fail_everything(self.broken)
         self.wake_supervisor()
@@ -715,6 +720,17 @@ class ProcessPool(Executor):
         self._state.shut_down(cancel_futures)
         if wait:
             self._state.join()
+
+    def terminate_workers(self) -> None:
+        """Send all workers SIGTERM.  Calls that have not ended fail: the pool is broken after it.
+
+        Does not wait for them to end.  Any thread.
+        """
+        self._state._break("the pool's workers were terminated", gently=True)
+
+    def kill_workers(self) -> None:
+        """Do what terminate_workers() does, with SIGKILL."""
+        self._state._break("the pool's workers were killed")
 
 
 def _chunks(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[tuple[tuple[Any, ...], ...]]:

@@ -322,6 +322,46 @@ def test_a_worker_whose_initializer_raises_ends_in_peace(tmp_path):
         assert path.read_text() == "ended\n"
 
 
+@pytest.mark.time_limit(60)
+def test_a_pool_that_breaks_while_a_worker_is_replaced_ends(monkeypatch):
+    """Or the new worker makes a call that is still in the queue, and that nobody waits for."""
+    pool = ProcessPool(1, break_on_death=True)
+    replace = pool._state._replace
+
+    def replace_late(worker):
+        wait_until(lambda: pool._broken)
+        replace(worker)
+
+    monkeypatch.setattr(pool._state, "_replace", replace_late)
+    running, waiting = (pool.submit(time.sleep, 1e6) for _ in range(2))
+    wait_until(running.running)
+    (pid,) = pool.pids()
+    os.kill(pid, signal.SIGKILL)
+    for future in (running, waiting):
+        with pytest.raises(BrokenProcessPool):
+            future.result(PATIENCE)
+    pool.shutdown()
+    assert pool.pids() == []
+
+
+@pytest.mark.time_limit(120)
+@pytest.mark.parametrize(("end", "number"), [("terminate_workers", 15), ("kill_workers", 9)])
+def test_workers_can_be_ended_at_once(end, number):
+    with ProcessPool(2) as pool:
+        processes = list(pool._processes.values())
+        running = [pool.submit(time.sleep, PATIENCE) for _ in range(2)]
+        waiting = pool.submit(add, 1)
+        wait_until(lambda: all(future.running() for future in running))
+        getattr(pool, end)()
+        for future in (*running, waiting):
+            with pytest.raises(BrokenProcessPool, match="workers were"):
+                future.result(PATIENCE)
+        with pytest.raises(BrokenProcessPool, match="workers were"):
+            pool.submit(add, 1)
+    assert [process.exitcode for process in processes] == [-number] * 2
+    assert pool.pids() == []
+
+
 @pytest.mark.time_limit(120)
 def test_processes_that_never_get_ready_break_the_pool():
     with ProcessPool(1, initializer=leave) as pool, pytest.raises(BrokenProcessPool):

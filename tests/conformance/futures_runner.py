@@ -37,6 +37,8 @@ def replace(pool_name):
     members = {"__module__": __name__}
     if pool_name == "ProcessPool":
         members["__init__"] = functools.partialmethod(pool.__init__, break_on_death=True)
+        # Some tests wait for its end.
+        members["_executor_manager_thread"] = property(lambda self: self._state.manager)
     executor = type(executor_name, (pool,), members)
     globals()[executor_name] = executor
     setattr(concurrent.futures, executor_name, executor)

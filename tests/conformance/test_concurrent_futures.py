@@ -26,7 +26,25 @@ PROCESSES_DIFFER = {
     "test_del_shutdown": "it joins a thread and a queue of the stdlib's pool",
     "test_shutdown_no_wait": "the same",
     "test_python_finalization_error": "it lets the start of a thread of the stdlib's pool fail",
+    # From 3.14 on:
+    "test_shutdown_no_wait_max_tasks_gh119592": "a forgotten pool still makes the calls it has",
+    "test_gc_during_max_tasks_worker_exit_gh152967": "the same",
+    "test_terminate_workers": "it asks for a method within the stdlib's pool",
+    "test_kill_workers": "the same",
+    "test_force_shutdown_workers_invalid_op": "the same",
+    "test_force_shutdown_workers_not_started_yet": "processes are made at start",
+    "test_force_shutdown_during_max_tasks_worker_exit": "it changes the stdlib's pool from within",
+    "test_failed_worker_replacement_breaks_pool": "the same",
 }
+CRASHES_DIFFER = dict.fromkeys(
+    (
+        "test_error_at_task_unpickle",
+        "test_exit_at_task_unpickle",
+        "test_error_during_result_unpickle_in_result_handler",
+        "test_exit_during_result_unpickle_in_result_handler",
+    ),
+    "an error while unpickling fails that call with itself, and breaks no pool",
+)
 # Module, class, and what does not apply.  The processes' other modules, and their other start
 # methods, take minutes: make futures.
 RUNS = [
@@ -40,7 +58,7 @@ if os.environ.get("PYREACTOR_ALL_FUTURES"):
     RUNS += [
         ("ProcessPool", f"test_{name}", "ProcessPool", PROCESSES_DIFFER)
         for name in ("as_completed", "process_pool", "shutdown", "wait")
-    ]
+    ] + [("ProcessPool", "test_deadlock", "Forkserver", CRASHES_DIFFER)]
 
 RUNNER = pathlib.Path(__file__).with_name("futures_runner.py")
 
