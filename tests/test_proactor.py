@@ -737,7 +737,7 @@ def test_a_peer_that_does_not_read_is_not_read(make):
         assert receive_exactly(client, sent) == bytes(sent)
 
 
-def test_with_no_buffer_left_connections_wait_for_one(make):
+def test_Q2_with_no_buffer_left_connections_wait_for_one(make):
     """More connections that have something to say than there are buffers."""
     release = threading.Event()
     entered = threading.Semaphore(0)
