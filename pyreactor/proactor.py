@@ -26,7 +26,7 @@ from pyreactor import _dispatch, _proactor
 from pyreactor._demux import DemultiplexerCore
 from pyreactor._proactor import Operation, Timer
 from pyreactor.buffer_pool import BufferPool
-from pyreactor.demultiplexers import EpollDemultiplexer, UringDemultiplexer
+from pyreactor.demultiplexers import EpollDemultiplexer
 from pyreactor.dispatchers import _Dispatcher, _refuse_asynchronous, _worker_count
 from pyreactor.handle_set import ErrorHook, log_error
 from pyreactor.handlers import READ, AcceptHandler, CompletionHandler, EventHandler, TimerHandler
@@ -561,19 +561,13 @@ class SimulatedProactor(_Proactor):
         the handle is ready, and reads go on until nothing is left or the buffer is full.
 
         Regular files have no readiness: the main thread reads and writes them, and waits for the
-        disk.  Raises TypeError for asynchronous I/O, and ValueError for `strict` with a
-        UringDemultiplexer, which is not there yet.
+        disk.  Raises TypeError for asynchronous I/O.
         """
         _refuse_asynchronous(demultiplexer, type(self).__name__)
         if demultiplexer is None:
             demultiplexer = self._own_demultiplexer = EpollDemultiplexer()
         if not isinstance(demultiplexer, DemultiplexerCore):
             raise TypeError(f"a demultiplexer was expected, got {demultiplexer!r}")
-        if strict and isinstance(demultiplexer, UringDemultiplexer):
-            raise ValueError(
-                "step by step over io_uring's polls it does not come to its end: take another"
-                " demultiplexer, or io_uring's without `strict`"
-            )
         super().__init__(
             demultiplexer, workers, select_worker, buffers, buffer_bytes, strict, affinity, on_error
         )

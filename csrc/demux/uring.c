@@ -169,6 +169,12 @@ static int uring_remove(struct pr_demux *demux, int fd)
     return error;
 }
 
+/* Whether what was completed has to be in flight again before anybody sleeps. */
+static bool must_submit(const struct uring_demux *self)
+{
+    return !self->wakeup_in_flight || self->again_count > 0;
+}
+
 static int submit_again_locked(struct uring_demux *self)
 {
     int error = 0;
@@ -185,6 +191,14 @@ static int submit_again_locked(struct uring_demux *self)
         self->again_count--;
     }
     return pr_uring_map_submit(&self->map);
+}
+
+static int submit_again(struct uring_demux *self)
+{
+    pthread_mutex_lock(&self->interests.lock);
+    int error = submit_again_locked(self);
+    pthread_mutex_unlock(&self->interests.lock);
+    return error;
 }
 
 static int remember_again(struct uring_demux *self, int fd)
@@ -258,19 +272,18 @@ static int uring_wait(struct pr_demux *demux, struct pr_ready_event *events, int
                       int64_t timeout_ns)
 {
     struct uring_demux *self = of(demux);
-    pthread_mutex_lock(&self->interests.lock);
-    int error = submit_again_locked(self);
-    pthread_mutex_unlock(&self->interests.lock);
-    if (error < 0)
-        return error;
-    int count = reap(self, events, capacity);
-    if (count != 0)
-        return count;
+    int error;
+    do { /* a completion that is no event, such as the wakeup's, leaves its descriptor unwatched */
+        error = submit_again(self);
+        int found = error < 0 ? error : reap(self, events, capacity);
+        if (found != 0)
+            return found;
+    } while (must_submit(self));
     if (!pr_wakeup_begin_sleep(&demux->wakeup))
         timeout_ns = 0;
     error = pr_uring_map_wait(&self->map, timeout_ns);
     pr_wakeup_end_sleep(&demux->wakeup);
-    count = reap(self, events, capacity); /* a completion may have come with the EINTR */
+    int count = reap(self, events, capacity); /* a completion may have come with the EINTR */
     return count == 0 && error < 0 ? error : count;
 }
 

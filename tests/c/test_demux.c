@@ -403,6 +403,44 @@ static void check_waiter_heard(struct waiter *waiter, int fd, uint32_t generatio
     CHECK_EQUAL(events[0].generation, generation);
 }
 
+static void *wake_the_sleeper(void *argument)
+{
+    atomic_bool *woken = argument;
+    while (atomic_load(&demux->wakeup.state) != PR_SLEEPING)
+        sched_yield();
+    struct timespec moment = {.tv_nsec = PR_NS_PER_MS};
+    nanosleep(&moment, NULL); /* for the kernel, too */
+    atomic_store(woken, true);
+    ops->wake(demux);
+    return NULL;
+}
+
+/* A wake for which the wait before had no room, since an event came with it. */
+static void a_wake_beside_an_event_does_not_cost_the_next_one(void)
+{
+    int pair[2];
+    atomic_bool woken = false;
+    pthread_t waker;
+    uint64_t one = 1;
+    begin();
+    open_pair(pair);
+    REQUIRE_EQUAL(add(pair[0], 1, PR_READABLE | PR_ONE_SHOT), 0);
+    check_no_event();
+    send_byte(pair[1]);
+    REQUIRE_EQUAL(write(demux->wakeup.fd, &one, sizeof one), sizeof one); /* in the last moment */
+    REQUIRE_EQUAL(wait_for(1, PATIENCE_NS), 1);
+    take_byte(pair[0]);
+    int64_t start_ns = pr_now_ns();
+    REQUIRE_EQUAL(pthread_create(&waker, NULL, wake_the_sleeper, &woken), 0);
+    while (!atomic_load(&woken))
+        CHECK_AT_MOST(pr_demux_wait(demux, events, 1, PATIENCE_NS), 0); /* 0, or -EINTR */
+    CHECK_EQUAL(pr_now_ns() - start_ns < PATIENCE_NS, true);
+    pthread_join(waker, NULL);
+    CHECK_EQUAL(ops->remove(demux, pair[0]), 0);
+    close_pair(pair);
+    end();
+}
+
 static void what_is_added_during_a_wait_ends_it(void)
 {
     int pair[2];
@@ -537,6 +575,7 @@ static void test_demultiplexer(void)
     RUN(many_that_are_ready_come_with_one_wait);
     RUN(a_wake_ends_the_next_wait_once);
     RUN(a_signal_ends_the_wait);
+    RUN(a_wake_beside_an_event_does_not_cost_the_next_one);
     RUN(what_is_added_during_a_wait_ends_it);
     RUN(what_is_modified_during_a_wait_ends_it);
     RUN(what_is_removed_during_a_wait_does_not_end_it);
