@@ -18,6 +18,9 @@ import pytest
 from pyreactor import QueueClosed
 from pyreactor.shm import Delivery, Segment, SharedRequestQueue
 
+# Python 3.12 warns of forking beside threads, which a test may have left in an executor.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+
 PATIENCE = 15  # seconds, after which a wake-up was lost
 POLICIES = ("at_most_once", "at_least_once")
 

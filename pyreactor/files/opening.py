@@ -155,10 +155,11 @@ async def _open(
     size = BUFFER_BYTES if buffering < 0 or buffering == 1 else buffering
     if not stat.S_ISREG(status.st_mode) and not os.get_blocking(descriptor.fd):
         calls = ThreadCalls(running, executor)  # a ring does not wait for it
-    kind = "a" if flags & os.O_APPEND else "x" if flags & os.O_EXCL else "r"
     access = flags & os.O_ACCMODE
-    binary_mode = "wb" if access == os.O_WRONLY and kind == "r" else f"{kind}b"
-    binary_mode += "+" if access == os.O_RDWR else ""
+    # As io.FileIO has it, which before 3.15 calls "w+" "r+".
+    truncates = flags & os.O_TRUNC and (access == os.O_WRONLY or sys.version_info >= (3, 15))
+    kind = "a" if flags & os.O_APPEND else "x" if flags & os.O_EXCL else "w" if truncates else "r"
+    binary_mode = f"{kind}b{'+' if access == os.O_RDWR else ''}"
     binary = (BinaryFile if size else RawFile)(
         running, calls, descriptor, status, name, flags, binary_mode, size
     )
