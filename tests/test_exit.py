@@ -7,6 +7,7 @@ with the allocator that notices wrong frees.
 import os
 import subprocess
 import sys
+import sysconfig
 import textwrap
 
 import pytest
@@ -14,10 +15,11 @@ import pytest
 import pyreactor
 
 TIMES = int(os.environ.get("EXIT_TIMES", "2"))  # what goes wrong at exit goes wrong sometimes
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))  # it has an allocator of its own
 MODES = {
     "plain": ((), {}),
     "dev": (("-X", "dev"), {}),
-    "malloc": ((), {"PYTHONMALLOC": "malloc_debug"}),
+    "malloc": ((), {"PYTHONMALLOC": "debug" if FREE_THREADED else "malloc_debug"}),
 }
 
 PRELUDE = """

@@ -513,10 +513,10 @@ def test_a_client_is_not_idle_because_the_server_is_late(serve, reported):
         slow.sendall(b"block\n")
         other.sendall(b"x\n")
         time.sleep(0.5)
+        assert server.stats()["idle_closed"] == 0
         go_on.set()
         assert receive(slow, 6) == b"block\n"
         assert receive(other, 2) == b"x\n"
-        assert server.stats()["idle_closed"] == 0
     assert reported == []
 
 

@@ -3,7 +3,8 @@
     python futures_runner.py POOL MODULE WORD NAME...
 
 runs the tests of test.test_concurrent_futures.MODULE whose class has WORD in its name, but for
-those called NAME, with pyreactor.pools.POOL instead of the executor that it stands for.
+those called NAME (or Class.NAME), with pyreactor.pools.POOL instead of the executor that it stands
+for.
 """
 
 import concurrent.futures
@@ -76,7 +77,8 @@ def main(pool_name, module_name, word, *not_applicable):
     tests = [
         test
         for test in tests_in(unittest.defaultTestLoader.loadTestsFromModule(module))
-        if word in type(test).__name__ and test._testMethodName not in not_applicable
+        if word in type(test).__name__
+        and not any(f".{test.id()}".endswith(f".{name}") for name in not_applicable)
     ]
     from test import support
 

@@ -39,6 +39,7 @@ def play(*arguments):
         scene.settle("one held")
         for client in clients[1:]:
             scene.exchange(client, b"hello")
+            scene.settle()  # whoever has answered follows again
         scene.release_at("release one", held=0)
         assert clients[0].recv(5) == b"hello"
         scene.settle("all free")
