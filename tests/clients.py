@@ -1,12 +1,15 @@
 """Clients of a server that tests drive by hand, and the service that most of them ask."""
 
 import contextlib
+import functools
 import socket
-import time
+
+import waiting
 
 from pyreactor.service import Service
 
 PATIENCE = 15.0
+wait_until = functools.partial(waiting.wait_until, seconds=PATIENCE)
 
 
 class Upper(Service):
@@ -56,12 +59,3 @@ def ask(address, request=b"hello\n"):
         client.sendall(request)
         client.shutdown(socket.SHUT_WR)
         return receive_all(client)
-
-
-def wait_until(condition):
-    """Look again and again until it is true; what it is then."""
-    for _ in range(int(PATIENCE / 0.01)):
-        if value := condition():
-            return value
-        time.sleep(0.01)
-    raise AssertionError("it did not come to be")

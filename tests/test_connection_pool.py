@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from accepting import accepting, is_alive
 
 from pyreactor.pools import AsyncConnectionPool, ConnectionPool, PoolClosed
 
@@ -218,36 +219,19 @@ def test_threads_never_share_a_connection(connect, made):
 
 
 def test_sockets_whose_peer_is_gone_are_replaced():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        accepted = []
-
-        def accept():
-            with contextlib.suppress(OSError):
-                while True:
-                    accepted.append(listener.accept()[0])
-
-        def is_alive(connection):
-            try:
-                return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
-            except BlockingIOError:
-                return True
-
-        thread = threading.Thread(target=accept)
-        thread.start()
-        with ConnectionPool(
-            lambda: socket.create_connection(listener.getsockname()), min_size=2, check=is_alive
-        ) as pool:
-            while len(accepted) < 2:
-                time.sleep(0.001)
-            accepted[1].close()
-            with pool.connection() as one, pool.connection() as two:
-                assert is_alive(one) and is_alive(two)
-                one.send(b"x")
-            assert pool.stats()["opened"] == 3
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join(PATIENCE)
-        for connection in accepted:
-            connection.close()
+    with (
+        accepting() as (address, accepted),
+        ConnectionPool(
+            lambda: socket.create_connection(address), min_size=2, check=is_alive
+        ) as pool,
+    ):
+        while len(accepted) < 2:
+            time.sleep(0.001)
+        accepted[1].close()
+        with pool.connection() as one, pool.connection() as two:
+            assert is_alive(one) and is_alive(two)
+            one.send(b"x")
+        assert pool.stats()["opened"] == 3
 
 
 # Tasks

@@ -1,6 +1,7 @@
 """ProcessPool: calls in other processes, and what happens when these die."""
 
 import concurrent.futures
+import functools
 import multiprocessing
 import multiprocessing.util
 import os
@@ -13,11 +14,13 @@ import threading
 import time
 
 import pytest
+import waiting
 
 from pyreactor.pools import BrokenProcessPool, ProcessPool, WorkerDied
 from pyreactor.shm import SharedRequestQueue
 
 PATIENCE = 30  # seconds: a process has to start
+wait_until = functools.partial(waiting.wait_until, seconds=PATIENCE)
 
 
 # What the workers do; a fork server's children import this module.
@@ -96,13 +99,6 @@ def fail_to_start_and_tell(path):
 
     multiprocessing.util.Finalize(None, tell, exitpriority=0)
     fail_to_start()
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """RequestQueue between threads: order, waiting, closing, and who owns an item when."""
 
 import contextlib
+import functools
 import gc
 import queue
 import signal
@@ -10,12 +11,14 @@ import time
 import weakref
 
 import pytest
+import waiting
 
 import pyreactor
 from pyreactor import QueueClosed, RequestQueue
 
 KINDS = ("mpmc", "spsc", "mutex")
 PATIENCE = 10  # seconds, after which a wake-up was lost
+wait_until = functools.partial(waiting.wait_until, seconds=PATIENCE)
 
 
 @pytest.fixture(params=KINDS)
@@ -51,13 +54,6 @@ def join_thread(thread):
     if error is not None:
         raise error
     return result
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0)
 
 
 # Order and room

@@ -4,6 +4,7 @@ That no death at any step wedges it is what test_shared_crash.py shows.
 """
 
 import asyncio
+import functools
 import gc
 import hashlib
 import multiprocessing
@@ -14,6 +15,7 @@ import threading
 import time
 
 import pytest
+import waiting
 
 from pyreactor import QueueClosed
 from pyreactor.shm import Delivery, Segment, SharedRequestQueue
@@ -22,6 +24,7 @@ from pyreactor.shm import Delivery, Segment, SharedRequestQueue
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 
 PATIENCE = 15  # seconds, after which a wake-up was lost
+wait_until = functools.partial(waiting.wait_until, seconds=PATIENCE)
 POLICIES = ("at_most_once", "at_least_once")
 
 
@@ -55,13 +58,6 @@ def join_child(child):
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     pytest.fail("the child still runs")
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 # The interface, which is RequestQueue's

@@ -306,46 +306,45 @@ def test_the_handler_of_before_is_put_back(loop, end):
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
 
-@pytest.mark.asyncio_differs("it leaves no wakeup descriptor")
-@pytest.mark.parametrize("end", ["remove", "close"])
-def test_the_wakeup_descriptor_of_before_is_put_back(loop, end):
+@pytest.fixture
+def wakeup():
+    """A descriptor that signals may wake."""
     near, far = socket.socketpair()
     with near, far:
         near.setblocking(False)
-        far.setblocking(False)
-        signal.set_wakeup_fd(near.fileno(), warn_on_full_buffer=False)
-        loop.add_signal_handler(signal.SIGUSR1, print)
-        run_turns(loop)
-        if end == "remove":
-            loop.remove_signal_handler(signal.SIGUSR1)
-            run_turns(loop)
-        else:
-            loop.close()
-        assert signal.set_wakeup_fd(-1) == near.fileno()
+        yield near.fileno()
 
 
 @pytest.mark.asyncio_differs("it leaves no wakeup descriptor")
 @pytest.mark.parametrize("end", ["remove", "close"])
-def test_a_wakeup_descriptor_set_meanwhile_stays(loop, end):
-    near, far = socket.socketpair()
-    with near, far:
-        near.setblocking(False)
-        loop.add_signal_handler(signal.SIGUSR1, print)
-        signal.set_wakeup_fd(near.fileno(), warn_on_full_buffer=False)
-        if end == "remove":
-            loop.remove_signal_handler(signal.SIGUSR1)
-        else:
-            loop.close()
-        assert signal.set_wakeup_fd(-1) == near.fileno()
-
-
-def test_a_run_without_handlers_leaves_the_wakeup_descriptor_alone(loop):
-    near, far = socket.socketpair()
-    with near, far:
-        near.setblocking(False)
-        signal.set_wakeup_fd(near.fileno(), warn_on_full_buffer=False)
+def test_the_wakeup_descriptor_of_before_is_put_back(loop, wakeup, end):
+    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    loop.add_signal_handler(signal.SIGUSR1, print)
+    run_turns(loop)
+    if end == "remove":
+        loop.remove_signal_handler(signal.SIGUSR1)
         run_turns(loop)
-        assert signal.set_wakeup_fd(-1) == near.fileno()
+    else:
+        loop.close()
+    assert signal.set_wakeup_fd(-1) == wakeup
+
+
+@pytest.mark.asyncio_differs("it leaves no wakeup descriptor")
+@pytest.mark.parametrize("end", ["remove", "close"])
+def test_a_wakeup_descriptor_set_meanwhile_stays(loop, wakeup, end):
+    loop.add_signal_handler(signal.SIGUSR1, print)
+    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    if end == "remove":
+        loop.remove_signal_handler(signal.SIGUSR1)
+    else:
+        loop.close()
+    assert signal.set_wakeup_fd(-1) == wakeup
+
+
+def test_a_run_without_handlers_leaves_the_wakeup_descriptor_alone(loop, wakeup):
+    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    run_turns(loop)
+    assert signal.set_wakeup_fd(-1) == wakeup
 
 
 @pytest.mark.asyncio_differs("the last loop with a handler takes the wakeup descriptor along")

@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import contextvars
+import functools
 import gc
 import os
 import queue
@@ -15,11 +16,13 @@ import time
 import weakref
 
 import pytest
+import waiting
 
 from pyreactor import RequestQueue
 from pyreactor.pools import BrokenThreadPool, ThreadPool
 
 PATIENCE = 15  # seconds, after which a wake-up was lost
+wait_until = functools.partial(waiting.wait_until, seconds=PATIENCE)
 
 
 @pytest.fixture
@@ -27,13 +30,6 @@ def pool():
     """A pool of two threads."""
     with ThreadPool(2) as pool:
         yield pool
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 # Futures

@@ -2,7 +2,7 @@
 
 import asyncio
 import concurrent.futures
-import contextlib
+import functools
 import os
 import pathlib
 import re
@@ -11,11 +11,12 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import tracemalloc
 
 import pytest
+import waiting
+from accepting import accepting, is_alive
 
 import pyreactor
 from pyreactor.pools import BufferPool, ConnectionPool, ProcessPool, ThreadPool, WorkerDied
@@ -23,6 +24,7 @@ from pyreactor.shm import SharedRequestQueue
 
 STAGE = pathlib.Path(__file__).with_name("pools_stage.py")
 PATIENCE = 30
+wait_until = functools.partial(waiting.wait_until, seconds=PATIENCE)
 GROWING = "mmap,mremap,brk,clone,clone3,fork,vfork,connect,accept4,socket,open,openat,memfd_create"
 WRITING = "write,writev,pwrite64,sendto,sendmsg,sendmmsg,splice,vmsplice,tee,sendfile"
 
@@ -49,13 +51,6 @@ def window(tmp_path, calls, *arguments):
     marks = [index for index, line in enumerate(lines) if "/witness/" in line]
     assert len(marks) == 2
     return [line for line in lines[marks[0] + 1 : marks[1]] if "(" in line], outcome.stdout
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @pytest.mark.time_limit(180)
@@ -136,19 +131,6 @@ def test_Q4_the_thread_pool_is_an_executor_for_threads_and_loops():
 
 
 def test_Q5_connections_are_there_before_the_first_use_and_dead_ones_replaced():
-    accepted = []
-
-    def serve():
-        with contextlib.suppress(OSError):  # at the end it is shut down
-            while True:
-                accepted.append(listener.accept()[0])
-
-    def is_alive(connection):
-        try:
-            return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
-        except BlockingIOError:
-            return True
-
     def use(connection):
         """Ask the other end, which is the one that has been accepted from this port."""
         port = connection.getsockname()[1]
@@ -158,30 +140,25 @@ def test_Q5_connections_are_there_before_the_first_use_and_dead_ones_replaced():
         end.sendall(b"answer")
         assert connection.recv(6) == b"answer"
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = threading.Thread(target=serve)
-        server.start()
-        address = listener.getsockname()
-        with ConnectionPool(
+    with (
+        accepting() as (address, accepted),
+        ConnectionPool(
             lambda: socket.create_connection(address), min_size=4, check=is_alive
-        ) as pool:
-            wait_until(lambda: len(accepted) == 4)
-            for _ in range(1000):
-                with pool.connection() as connection:
-                    use(connection)
-            assert len(accepted) == pool.stats()["opened"] == 4
-            accepted[0].close()
-            accepted[3].close()
-            lent = [pool.acquire(PATIENCE) for _ in range(4)]
-            wait_until(lambda: len(accepted) == 6)
-            for connection in lent:
+        ) as pool,
+    ):
+        wait_until(lambda: len(accepted) == 4)
+        for _ in range(1000):
+            with pool.connection() as connection:
                 use(connection)
-                pool.release(connection)
-            assert pool.stats()["opened"] == 6
-        listener.shutdown(socket.SHUT_RDWR)
-        server.join(PATIENCE)
-        for connection in accepted:
-            connection.close()
+        assert len(accepted) == pool.stats()["opened"] == 4
+        accepted[0].close()
+        accepted[3].close()
+        lent = [pool.acquire(PATIENCE) for _ in range(4)]
+        wait_until(lambda: len(accepted) == 6)
+        for connection in lent:
+            use(connection)
+            pool.release(connection)
+        assert pool.stats()["opened"] == 6
 
 
 @pytest.mark.time_limit(180)
