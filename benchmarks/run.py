@@ -31,6 +31,7 @@ import loops
 HERE = pathlib.Path(__file__).resolve().parent
 BUILD = pathlib.Path("build", "benchmarks").resolve()  # of the folder that it is run in
 FLOOR = "floor"
+KIB = 1024
 CONNECTIONS = 64
 START_SECONDS = 30
 CASE_SECONDS = 120  # a case takes one or two; what takes this long hangs
@@ -55,19 +56,15 @@ class CaseError(Exception):
 class WorkloadRow:
     """A coroutine of micro/ or transfers/, in a process of its own."""
 
-    folder: str
+    group: str  # its folder
     name: str
     target: float  # at most this multiple of the best other loop's cost
-
-    @property
-    def group(self):
-        return self.folder
 
     def candidates(self, names):
         return names
 
     def measure(self, loop, effort):
-        command = [HERE / "measure.py", loop, self.folder, self.name, str(effort.repetitions)]
+        command = [HERE / "measure.py", loop, self.group, self.name, str(effort.repetitions)]
         return run_json([sys.executable, *command])
 
 
@@ -80,16 +77,14 @@ class EchoRow:
     round_trips: int  # about a second for the slower loops
     target: float  # at most this multiple of the floor's cost; over TLS, of the best other loop's
     tls: bool = False
-    connections: int = CONNECTIONS
 
     group = "echo"
 
     @property
     def name(self):
         size = self.message_bytes
-        text = f"{size // 1024}k" if size >= 1024 else f"{size}"
-        many = f"_{self.connections}" if self.connections != CONNECTIONS else ""
-        return f"{'tls' if self.tls else 'echo'}_{self.mode}_{text}{many}"
+        text = f"{size // KIB}k" if size >= KIB else f"{size}"
+        return f"{'tls' if self.tls else 'echo'}_{self.mode}_{text}"
 
     def candidates(self, names):
         return names if self.tls else [FLOOR, *names]
@@ -100,15 +95,14 @@ class EchoRow:
         else:
             command = [sys.executable, "-m", "echo.server", loop, self.mode]
             command += [certificate()] if self.tls else []
-        load = compiled("loadgen", tls=True) if self.tls else compiled("loadgen")
+        load = compiled("loadgen", self.tls)
         server_cpu, load_cpu = cpus()
         with server(command, server_cpu) as (pid, port):
-            arguments = [port, pid, self.connections, self.message_bytes]
+            arguments = [port, pid, CONNECTIONS, self.message_bytes]
             arguments.append(self.round_trips * effort.echo_factor)
             return run_json([load, *map(str, arguments)], cpu=load_cpu)
 
 
-KIB = 1024
 ROWS = [
     EchoRow("protocol", 64, 30_000, 1.03),
     EchoRow("protocol", KIB, 30_000, 1.03),

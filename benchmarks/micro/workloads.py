@@ -7,17 +7,10 @@ run.py starts in a fresh process for each figure.
 import asyncio
 import socket
 
-WORKLOADS = {}
+from registry import Registry
 
-
-def workload(count):
-    """Register a workload; `count` operations take some 20 to 200 ms on asyncio's own loop."""
-
-    def register(function):
-        WORKLOADS[function.__name__] = (function, count)
-        return function
-
-    return register
+WORKLOADS = Registry()
+workload = WORKLOADS.workload  # some 20 to 200 ms on asyncio's own loop
 
 
 def countdown(count):

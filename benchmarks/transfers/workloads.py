@@ -8,23 +8,16 @@ import asyncio
 import contextlib
 import tempfile
 
-WORKLOADS = {}
+from registry import Registry
+
+WORKLOADS = Registry()
+workload = WORKLOADS.workload  # some 50 to 500 ms on asyncio's own loop
 HOST = "127.0.0.1"
 MIB = 1 << 20
 BLOCK = bytes(range(256)) * (MIB // 256)
 DATAGRAM = b"x" * 512
 DATAGRAMS_IN_FLIGHT = 16
 PATIENCE_SECONDS = 60
-
-
-def workload(count):
-    """Register a workload; `count` operations take some 50 to 500 ms on asyncio's own loop."""
-
-    def register(function):
-        WORKLOADS[function.__name__] = (function, count)
-        return function
-
-    return register
 
 
 class Sink(asyncio.Protocol):
