@@ -41,7 +41,15 @@ cdef class Timer:
     cdef int64_t interval_ns  # 0: once
 
 
-cdef class HandleSetCore:
+cdef class Port:
+    cdef int64_t write(self, int fd, object data) except? -1
+    cdef int64_t unsent(self, int fd) except -1
+    cdef int report_written(self, int fd, bint reading) except -1
+    cdef bint reads_rest(self, int fd, bint unread) except -1
+    cdef bint is_busy(self, int fd)
+
+
+cdef class HandleSetCore(Port):
     cdef pr_handle_set core
     cdef bint made  # the core is to be freed
     cdef bint open
@@ -67,10 +75,6 @@ cdef class HandleSetCore:
     cdef int check_result(self, int64_t result, object fd) except -1
     cdef object report(self, handler, BaseException exc)
     cdef int modify(self, int fd, uint32_t wanted) except -1
-    cdef int64_t write(self, int fd, object data) except? -1
-    cdef int64_t unsent(self, int fd) except -1
-    cdef int report_written(self, int fd, bint reading) except -1
-    cdef bint is_busy(self, int fd)
     cdef int handle(self, pr_event *event, pr_transfer *transfer) except -1
     cdef int handle_timer(self, pr_event *event) except -1
     cdef int handle_descriptor(

@@ -227,7 +227,37 @@ cdef class Timer:
         return self.handler is not None
 
 
-cdef class HandleSetCore:
+@cython.auto_pickle(False)
+cdef class Port:
+    """What a server's connections ask of whom they are registered with: a handle set or a proactor.
+
+    Any thread; KeyError where the descriptor is not registered.
+    """
+
+    cdef int64_t write(self, int fd, object data) except? -1:
+        """Has bytes written.  Returns how many are unsent, or a negative errno: it is removed."""
+        raise NotImplementedError
+
+    cdef int64_t unsent(self, int fd) except -1:
+        """How many bytes are unsent."""
+        raise NotImplementedError
+
+    cdef int report_written(self, int fd, bint reading) except -1:
+        """Has handle_write() called when all is written; see HandleSet.report_written()."""
+        raise NotImplementedError
+
+    cdef bint reads_rest(self, int fd, bint unread) except -1:
+        """Has its handler called again, after what the peer has sent until now was read.  Returns
+        False where nothing of that is left.  `unread`: the last read was as large as one can be.
+        In its handler."""
+        raise NotImplementedError
+
+    cdef bint is_busy(self, int fd):
+        """Whether its handler runs, or is about to."""
+        raise NotImplementedError
+
+
+cdef class HandleSetCore(Port):
     """Handles, timers and signals, and the handlers that they are bound to."""
 
     def __init__(
@@ -284,6 +314,10 @@ cdef class HandleSetCore:
             failure.__context__ = exc
             log.error('on_error() raised, told of %r', handler, exc_info=failure)
         return None
+
+    @property
+    def _port(self):
+        return self
 
     def _report(self, handler, BaseException exc):
         """Tell the hook of an error; raises an interrupt of the main thread."""
@@ -357,6 +391,12 @@ cdef class HandleSetCore:
         cdef int64_t unsent = pr_handle_set_write(&self.core, fd, NULL, 0)
         self.check_result(unsent, fd)
         return unsent
+
+    cdef bint reads_rest(self, int fd, bint unread) except -1:
+        # All that can be read is, before what is written is reported.
+        if unread:
+            self.report_written(fd, True)
+        return unread
 
     cdef bint is_busy(self, int fd):
         return pr_handle_set_is_busy(&self.core, fd)

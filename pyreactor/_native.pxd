@@ -660,6 +660,7 @@ cdef extern from "pyreactor/aio.h" nogil:
         PR_NOTIFY_SIGNAL
     int PR_LOUD
     int PR_SILENT
+    int PR_ENDED
     ctypedef struct pr_strand "struct pr_strand":
         unsigned delivered
     ctypedef struct pr_aio "struct pr_aio":

@@ -1,10 +1,11 @@
 # The proactors: their pool, their operations and the connections that they keep going.
 
 cimport cython
+from libc.stdint cimport int64_t
 
 from pyreactor._buffer cimport BufferPoolCore
 from pyreactor._demux cimport DemultiplexerCore
-from pyreactor._dispatch cimport Completion, TraceCore
+from pyreactor._dispatch cimport Completion, Port, TraceCore
 from pyreactor._native cimport pr_aio, pr_proactor, pr_strand
 
 
@@ -60,12 +61,16 @@ cdef class Channel:
     cdef bint closed
     cdef list unsent     # bytes that wait for the writer
     cdef size_t unsent_bytes
+    cdef size_t written      # since handle_write() was called, as far as the ends were reported
 
     cdef bint loud       # each write is reported
 
+    cdef size_t unsent_now(self)
+    cdef int64_t put(self, object data) except? -1
     cdef bint is_writing(self)
     cdef int start_read(self) except -1
     cdef int start_write(self, object data, bint silent) except -1
+    cdef int start_unsent(self) except -1
     cdef int send(self, object data) except -1
     cdef int abort(self) except -1
     cdef int answer(self, object answer, bint last) except -1
@@ -75,7 +80,7 @@ cdef class Channel:
     cdef int on_written(self) except -1
 
 
-cdef class ProactorCore:
+cdef class ProactorCore(Port):
     cdef pr_proactor *core  # owned; NULL once closed
     cdef readonly BufferPoolCore pool
     cdef TraceCore trace
@@ -89,6 +94,7 @@ cdef class ProactorCore:
     cdef bint over         # there are no turns any more
 
     cdef int check(self) except -1
+    cdef Channel find(self, int fd)
     cdef int submit(self, Operation operation) except -1
     cdef Operation prepare(self, object handle, object handler, object notify, bint is_socket)
     cdef int handle_chain(self, pr_aio *aio) except -1

@@ -14,7 +14,7 @@ from libc.stdint cimport INT64_MAX, int64_t, uint32_t
 from pyreactor._buffer cimport BufferPoolCore
 from pyreactor._datagram cimport address_object, read_address
 from pyreactor._demux cimport DemultiplexerCore, timeout_ns_of
-from pyreactor._dispatch cimport Completion, TraceCore
+from pyreactor._dispatch cimport Completion, Port, TraceCore
 from pyreactor._errors cimport errno_exception, raise_errno
 from pyreactor._native cimport (
     PR_ABORT,
@@ -29,6 +29,7 @@ from pyreactor._native cimport (
     PR_BUFFER_NONE,
     PR_BY_CONNECTION,
     PR_DRAIN,
+    PR_ENDED,
     PR_GO_ON,
     PR_LEAST_LOADED,
     PR_LOUD,
@@ -77,8 +78,16 @@ cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
 
 
+cdef extern from "<poll.h>" nogil:
+    ctypedef struct pollfd "struct pollfd":
+        int fd
+        short events
+    short POLLIN
+    int poll(pollfd *fds, unsigned long count, int timeout)
+
+
 cdef enum:
-    UNSENT_BYTES_MAX = 256 * 1024  # of a connection that is read nevertheless
+    WRITE_BYTES_MAX = 256 * 1024  # of a connection at one time, so that its progress is seen
 
 POLICIES = {
     'round_robin': PR_ROUND_ROBIN, 'least_loaded': PR_LEAST_LOADED, 'connection': PR_BY_CONNECTION,
@@ -273,7 +282,27 @@ cdef class Channel:
             self.unsent.append(data)
             self.unsent_bytes += <size_t>len(data)
             return 0
-        return self.start_write(data, not (self.loud or self.reporting or self.closing))
+        if len(data) <= WRITE_BYTES_MAX:
+            return self.start_write(data, not (self.loud or self.reporting or self.closing))
+        self.unsent.append(data)
+        self.unsent_bytes += <size_t>len(data)
+        return self.start_unsent()
+
+    cdef int start_unsent(self) except -1:
+        """Starts to write what waits for the writer, or the first of it where that is much."""
+        if self.unsent_bytes <= WRITE_BYTES_MAX:
+            data = b''.join(self.unsent)
+            self.unsent = []
+        else:
+            data = memoryview(self.unsent[0])
+            if len(data) > WRITE_BYTES_MAX:
+                self.unsent[0] = data[WRITE_BYTES_MAX:]
+                data = data[:WRITE_BYTES_MAX]
+            else:
+                del self.unsent[0]
+        self.unsent_bytes -= <size_t>len(data)
+        return self.start_write(
+            data, not (self.loud or self.reporting or self.closing or self.unsent))
 
     cdef int abort(self) except -1:
         """What is under way is cut short."""
@@ -284,16 +313,25 @@ cdef class Channel:
             pr_proactor_cancel(self.proactor.core, &self.writer.core)
         return 0
 
+    cdef size_t unsent_now(self):
+        """How many bytes are unsent, those of the write under way among them."""
+        if self.writing and self.writer.core.silence == PR_ENDED:
+            self.writing = False
+        return self.unsent_bytes + (self.writer.core.size if self.writing else 0)
+
     # Without the lock:
 
     def write(self, data):
         """Have bytes written; returns how many are unsent."""
+        return max(0, self.put(data))
+
+    cdef int64_t put(self, object data) except? -1:
+        """The same; a negative errno where it is about to be closed."""
         with self.lock:
+            if self.aborted or self.closed:
+                return -errno.ENOENT
             self.send(data)
-            unsent = self.unsent_bytes
-            if self.writing:
-                unsent += self.writer.core.size
-        return unsent
+            return <int64_t>self.unsent_now()
 
     def report_written(self, bint reading):
         """Have handle_write() called once all is written."""
@@ -316,9 +354,12 @@ cdef class Channel:
             self.suspended = False
             self.start_read()
 
-    def begin(self):
-        """Start reading."""
+    def begin(self, unsigned mask):
+        """Start reading, report that it can be written, or both: what `mask` says."""
+        if mask & PR_WRITABLE:
+            self.report_written(mask & PR_READABLE != 0)
         with self.lock:
+            self.suspended = not mask & (PR_READABLE | PR_WRITABLE)
             self.start_read()
 
     def remove(self):
@@ -410,21 +451,21 @@ cdef class Channel:
         """A worker has the result of a write."""
         cdef pr_aio *aio = &self.writer.core
         cdef bint report = False
-        cdef size_t count = aio.done
+        cdef size_t count
         cdef int result = aio.result
         self.writer.drop_view()
         with self.lock:
             self.writing = False
+            self.written += aio.done
+            count = self.written
             if result:
                 self.abort()
             elif self.unsent:
-                data = b''.join(self.unsent)
-                self.unsent = []
-                self.unsent_bytes = 0
-                self.start_write(data, not (self.loud or self.reporting or self.closing))
+                self.start_unsent()
             else:
                 report = not self.closing and (self.reporting or self.handler.every_write)
                 self.reporting = self.holding = False
+                self.written = 0
         if report:
             try:
                 answer = self.handler.handle_write(
@@ -436,7 +477,7 @@ cdef class Channel:
         return self.settle()
 
 
-cdef class ProactorCore:
+cdef class ProactorCore(Port):
     """A proactor of the C core; `pyreactor.proactor` gives it its threads."""
 
     def __init__(
@@ -592,7 +633,7 @@ cdef class ProactorCore:
 
     # --- Registered handles -----------------------------------------------------------------------
 
-    def _register(self, handle, handler):
+    def _register(self, handle, handler, unsigned mask):
         cdef int fd = descriptor(handle)
         cdef bint is_sock = is_socket(handle)
         cdef Channel channel
@@ -604,19 +645,51 @@ cdef class ProactorCore:
                 raise KeyError(f'descriptor {fd} is already registered')
             channel = Channel(self, fd, is_sock, handle, handler)
             self.channels[fd] = channel
-        channel.begin()
+        channel.begin(mask)
 
     def _channel(self, int fd):
         """The registered connection of a descriptor.  Raises KeyError where there is none."""
-        with self.changes:
-            channel = self.channels.get(fd)
+        cdef Channel channel = self.find(fd)
         if channel is None:
             raise KeyError(f'descriptor {fd} is not registered')
         return channel
 
+    cdef Channel find(self, int fd):
+        with self.changes:
+            return self.channels.get(fd)
+
     def _registered(self):
         with self.changes:
             return list(self.channels)
+
+    # --- For the connections of a server ----------------------------------------------------------
+
+    def _remove(self, int fd):
+        (<Channel>self._channel(fd)).remove()
+
+    cdef int64_t write(self, int fd, object data) except? -1:
+        cdef Channel channel = self.find(fd)
+        return -errno.ENOENT if channel is None else channel.put(data)
+
+    cdef int64_t unsent(self, int fd) except -1:
+        cdef Channel channel = self._channel(fd)
+        with channel.lock:
+            return <int64_t>channel.unsent_now()
+
+    cdef int report_written(self, int fd, bint reading) except -1:
+        (<Channel>self._channel(fd)).report_written(reading)
+        return 0
+
+    cdef bint reads_rest(self, int fd, bint unread) except -1:
+        # What has been read is handled in any case; the kernel may hold more than that.
+        cdef pollfd polled
+        polled.fd = fd
+        polled.events = POLLIN
+        return poll(&polled, 1, 0) == 1
+
+    cdef bint is_busy(self, int fd):
+        cdef Channel channel = self.find(fd)
+        return channel is not None and channel.strand.delivered > 0
 
     # --- The threads ------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t, uint64_t
 
-from pyreactor._dispatch cimport HandleSetCore
+from pyreactor._dispatch cimport Port
 from pyreactor._native cimport pr_counter
 
 
@@ -45,7 +45,7 @@ cdef class ConnectionSet:
 
 cdef class Connection:
     cdef ConnectionSet owner
-    cdef HandleSetCore handle_set  # None: not registered
+    cdef Port port        # whom it is registered with; None: nobody
     cdef readonly object socket    # owned
     cdef object peer
     cdef public object state
@@ -109,6 +109,8 @@ cdef class ReadyConnection(Connection):
 
 cdef class CompletedConnection(Connection):
     cdef bint unread           # there may be something to be read
+    cdef size_t drained        # bytes that were read since it drains
 
+    cdef bint reads_rest(self) except -1
     cdef int go_on_when_written(self, bint reading) except -1
     cdef object turn(self)

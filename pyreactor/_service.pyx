@@ -15,7 +15,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
 
-from pyreactor._dispatch cimport HandleSetCore
+from pyreactor._dispatch cimport HandleSetCore, Port
 from pyreactor._errors cimport errno_exception
 from pyreactor._native cimport (
     PR_READABLE,
@@ -212,7 +212,7 @@ cdef class ConnectionSet:
         cdef Connection connection
         for connection in self.snapshot():
             with self.lock:
-                if connection in self.connections and connection.handle_set is not None:
+                if connection in self.connections and connection.port is not None:
                     try:
                         connection.poke()
                     except (KeyError, ValueError):
@@ -256,15 +256,16 @@ cdef class ConnectionSet:
                 'the client has not read for idle_timeout'))
         else:
             self.count('idle_closed')
+        pr_counter_set(&connection.due, NEVER << 2 | <uint64_t>phase)  # a proactor ends it later
         return self.cut(connection)
 
     cdef bint is_kept_waiting(self, Connection connection, int phase) except -1:
         """Whether it is the server that is late: no thread has come to the connection yet."""
         cdef pollfd polled
         with self.lock:
-            if connection not in self.connections or connection.handle_set is None:
+            if connection not in self.connections or connection.port is None:
                 return True
-            if connection.handle_set.is_busy(connection.fd):
+            if connection.port.is_busy(connection.fd):
                 return True
             polled.fd = connection.fd
             polled.events = POLLOUT if phase == SENDING else POLLIN
@@ -284,11 +285,11 @@ cdef class ConnectionSet:
     cdef int cut(self, Connection connection) except -1:
         """Ends a connection: now, or when its handler has returned."""
         with self.lock:
-            if connection not in self.connections or connection.handle_set is None:
+            if connection not in self.connections or connection.port is None:
                 return 0
             connection.held = True
             try:
-                connection.handle_set._remove(connection.fd)
+                connection.port._remove(connection.fd)
             except (KeyError, ValueError):
                 pass  # it is about to be closed
             connection.held = False
@@ -376,11 +377,11 @@ cdef class Connection:
             return PR_READABLE | PR_WRITABLE
         return PR_READABLE if self.greeted else PR_WRITABLE
 
-    def _bind(self, HandleSetCore handle_set not None):
-        self.handle_set = handle_set
+    def _bind(self, handle_set):
+        self.port = <Port?>handle_set._port
 
     def _unbind(self, handle_set):
-        self.handle_set = None
+        self.port = None
         if not self.over and not self.end_is_due:  # it could not be registered
             self.owner.forget(self, False)
 
@@ -634,7 +635,7 @@ cdef class ReadyConnection(Connection):
         if mask != self.mask_now or draining:
             self.mask_now = mask
             try:
-                self.handle_set.modify(self.fd, mask)
+                (<HandleSetCore>self.port).modify(self.fd, mask)
             except (KeyError, ValueError):
                 return False  # it was removed meanwhile, and is closed after this
         # drain() says so before it has connections wait for both, and this may have undone that.
@@ -694,7 +695,7 @@ cdef class ReadyConnection(Connection):
         return 1
 
     cdef int poke(self) except -1:
-        self.handle_set.modify(self.fd, PR_READABLE | PR_WRITABLE)
+        (<HandleSetCore>self.port).modify(self.fd, PR_READABLE | PR_WRITABLE)
         return 0
 
 
@@ -715,6 +716,7 @@ cdef class CompletedConnection(Connection):
         self.unread = len(completion.data) >= DRAIN_BYTES_MAX
         if completion.data:
             self.take(completion.data)
+            self.drained += <size_t>len(completion.data) if self.draining else 0
         if completion.eof and not self.ended:
             self.take_end()
         self.draining = self.draining or self.owner.draining
@@ -744,13 +746,21 @@ cdef class CompletedConnection(Connection):
             self.unread = True
             self.go_on_when_written(False)
             return KEEP
-        if self.draining and self.unread:
-            self.unread = False
-            self.go_on_when_written(True)
-        elif self.draining:
+        if self.draining and not self.reads_rest():
             self.linger = True
             return CLOSE
         return None
+
+    cdef bint reads_rest(self) except -1:
+        """Whether there is more to be read of what the peer sent before the server's end."""
+        cdef bint unread = self.unread
+        self.unread = False
+        if self.drained >= DRAIN_BYTES_MAX:
+            return False
+        try:
+            return self.port.reads_rest(self.fd, unread)
+        except (KeyError, ValueError):
+            return True  # it was removed meanwhile, and is closed after this
 
     cdef int flush(self) except -1:
         cdef bytes data
@@ -760,7 +770,7 @@ cdef class CompletedConnection(Connection):
         data = bytes(self.answers[0]) if len(self.answers) == 1 else b''.join(self.answers)
         self.answers = []
         self.answer_bytes = 0
-        unsent = self.handle_set.write(self.fd, data)
+        unsent = self.port.write(self.fd, data)
         if unsent < 0:  # it was removed meanwhile, and is closed after this
             self.gone = True
             return 0
@@ -770,19 +780,19 @@ cdef class CompletedConnection(Connection):
 
     cdef int go_on_when_written(self, bint reading) except -1:
         try:
-            self.handle_set.report_written(self.fd, reading)
+            self.port.report_written(self.fd, reading)
         except (KeyError, ValueError):
             pass  # it was removed meanwhile, and is closed after this
         return 0
 
     cdef int poke(self) except -1:
-        return self.handle_set.report_written(self.fd, True)
+        return self.port.report_written(self.fd, True)
 
     cdef int64_t unsent(self) except -1:
         with self.owner.lock:
-            if self not in self.owner.connections or self.handle_set is None:
+            if self not in self.owner.connections or self.port is None:
                 return 0
             try:
-                return self.handle_set.unsent(self.fd)
+                return self.port.unsent(self.fd)
             except (KeyError, ValueError):
                 return 0  # it is about to be closed

@@ -155,6 +155,9 @@ class _Dispatcher:
         """Whether handlers get finished reads: CompletionHandlers, not EventHandlers."""
         return self._handle_sets[-1]._reads_for_handlers
 
+    def _is_strict(self) -> bool:
+        return self._handle_sets[-1].strict
+
     # Registration
 
     def register_handle(self, handle: Any, event_handler: Any, mask: int | None = None) -> None:

@@ -50,6 +50,10 @@ class Variant(NamedTuple):
     options: dict[str, Any]
 
 
+class _Refused(Exception):
+    """This machine has not what a model needs."""
+
+
 def variants() -> list[Variant]:
     """Return what is compared: every model, and its modes."""
     from pyreactor.models import MODELS
@@ -80,7 +84,12 @@ def serve(setup: str) -> None:
     options = json.loads(setup)
     _allow_descriptors(options.pop("descriptors"))
     service = Service(handle, idle_timeout=None)
-    with Server(service, ("127.0.0.1", 0), **options) as server:
+    try:
+        made = Server(service, ("127.0.0.1", 0), **options)
+    except OSError as exc:
+        print(json.dumps({"refused": exc.strerror}), flush=True)
+        return
+    with made as server:
         depths = [0]
         ended = threading.Event()
 
@@ -267,7 +276,10 @@ def _server(variant: Variant, workers: int | None, descriptors: int) -> Iterator
         text=True,
     ) as process:
         try:
-            yield process, _answer(process)["port"]
+            answer = _answer(process)
+            if "refused" in answer:
+                raise _Refused(answer["refused"])
+            yield process, answer["port"]
             assert process.stdin is not None
             process.stdin.close()
             process.wait(_START_SECONDS)
@@ -287,13 +299,19 @@ def compare(
     chosen = [variant for variant in variants() if names is None or variant.name in names]
     load_average = round(os.getloadavg()[0], 2)
     models = []
+    left_out = {}
     for number, variant in enumerate(chosen, 1):
         print(f"[{number}/{len(chosen)}] {variant.name} ...", end=" ", file=sys.stderr, flush=True)
-        with _server(variant, workers, descriptors) as (process, port):
-            rounds = [
-                run(_round(process, port, connections, seconds, share))
-                for share in (0.0, SLOW_SHARE)
-            ]
+        try:
+            with _server(variant, workers, descriptors) as (process, port):
+                rounds = [
+                    run(_round(process, port, connections, seconds, share))
+                    for share in (0.0, SLOW_SHARE)
+                ]
+        except _Refused as exc:
+            left_out[variant.name] = str(exc)
+            print(f"left out: {exc}", file=sys.stderr, flush=True)
+            continue
         said = f"{rounds[0]['per_second']:,.0f} requests/s"
         print(f"{said}, {rounds[0]['cpu_us']:.1f} µs of CPU each", file=sys.stderr, flush=True)
         models.append({"name": variant.name, "quick": rounds[0], "mixed": rounds[1]})
@@ -308,6 +326,7 @@ def compare(
         "seconds": seconds,
         "workers": workers,
         "models": models,
+        "left_out": left_out,
     }
 
 
@@ -375,6 +394,9 @@ def what_fits(result: dict[str, Any]) -> str:
     ]
     if threads:
         parts.append(f"The number of threads has grown under {_listed(threads)}.")
+    parts += [
+        f"Left out: {name}, since {reason}." for name, reason in result.get("left_out", {}).items()
+    ]
     if result["load_average"] > result["cpus"]:
         parts.append("The machine was busy with other things: measure again.")
     return "  ".join(parts)

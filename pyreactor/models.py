@@ -19,6 +19,7 @@ from pyreactor.dispatchers import (
     _Dispatcher,
 )
 from pyreactor.handle_set import ErrorHook, HandleSet
+from pyreactor.proactor import Proactor, SimulatedProactor, new_proactor
 
 __all__ = ["MODELS", "Model", "Setup", "make_dispatcher"]
 
@@ -122,6 +123,35 @@ def _leader_followers(setup: Setup) -> _Dispatcher:
     return LeaderFollowers(handle_set, threads=setup.workers, **common)
 
 
+def _proactor(setup: Setup) -> _Dispatcher:
+    setup.refuse_queue("proactor")
+    kind = setup.options.pop("proactor", "kernel")
+    if kind not in _PROACTORS:
+        raise ValueError(f"proactor= is one of {', '.join(_PROACTORS)}; not {kind!r}")
+    if kind == "simulated":
+        return _simulated_proactor(setup)
+    if setup.demultiplexer is not None:
+        raise TypeError(
+            "a proactor is told by the kernel what has been done, and waits with no demultiplexer:"
+            ' leave it out, or take "simulated-proactor"'
+        )
+    return _PROACTORS[kind](workers=setup.workers, **setup.common())
+
+
+def _simulated_proactor(setup: Setup) -> _Dispatcher:
+    setup.refuse_queue("simulated-proactor")
+    demultiplexer = setup.demultiplexer
+    if not isinstance(demultiplexer, DemultiplexerCore):
+        demultiplexer = setup.demultiplexers()
+    return SimulatedProactor(demultiplexer, workers=setup.workers, **setup.common())
+
+
+_PROACTORS: dict[str, Callable[..., _Dispatcher]] = {
+    "kernel": Proactor,
+    "simulated": SimulatedProactor,
+    "auto": new_proactor,
+}
+
 MODELS: dict[str, Model] = {
     "reactor": Model(
         _reactor,
@@ -145,22 +175,24 @@ MODELS: dict[str, Model] = {
         _leader_followers,
         "one thread waits, makes another the leader, then reads, handles and writes itself",
     ),
-}
-
-_PLANNED = {
-    "proactor": "services do not run under pyreactor.proactor.Proactor yet",
-    "simulated-proactor": 'there is "half-sync-half-reactive" with mode="simulated_proactor"',
+    "proactor": Model(
+        _proactor,
+        "the kernel accepts, reads and writes (io_uring); the main thread chooses a worker for"
+        " each result, which handles (proactor='auto': simulated where there is no io_uring)",
+    ),
+    "simulated-proactor": Model(
+        _simulated_proactor,
+        "the main thread waits, accepts, reads, writes, and chooses a worker, which handles",
+    ),
 }
 
 
 def make_dispatcher(name: str, setup: Setup) -> _Dispatcher:
     """Make the dispatcher of that name.
 
-    Raises ValueError for an unknown name, NotImplementedError for one that is still to come, and
-    what the dispatcher itself raises for its arguments.
+    Raises ValueError for an unknown name, and what the dispatcher itself raises for its arguments:
+    a proactor OSError, where io_uring cannot be had.
     """
-    if name in _PLANNED and name not in MODELS:
-        raise NotImplementedError(f"there is no dispatcher {name!r} yet: {_PLANNED[name]}")
     if name not in MODELS:
         raise ValueError(f"there is no dispatcher {name!r}; there are {', '.join(MODELS)}")
     return MODELS[name].make(setup)

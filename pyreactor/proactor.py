@@ -26,7 +26,7 @@ from pyreactor import _dispatch, _proactor
 from pyreactor._demux import DemultiplexerCore
 from pyreactor._proactor import Operation, Timer
 from pyreactor.buffer_pool import BufferPool
-from pyreactor.demultiplexers import EpollDemultiplexer
+from pyreactor.demultiplexers import Demultiplexer, EpollDemultiplexer
 from pyreactor.dispatchers import _Dispatcher, _refuse_asynchronous, _worker_count
 from pyreactor.handle_set import ErrorHook, log_error
 from pyreactor.handlers import READ, AcceptHandler, CompletionHandler, EventHandler, TimerHandler
@@ -178,7 +178,9 @@ class _Proactor(_Dispatcher):
     def register_handle(self, handle: Any, event_handler: Any, mask: int | None = None) -> None:
         """Bind a CompletionHandler to a connected socket, pipe or terminal.  Any thread.
 
-        It is read for the handler again and again.  An AcceptHandler is bound to its listener:
+        It is read for the handler again and again.  `mask` is READ, by default the handler's own;
+        with WRITE its handle_write() is called first, and without READ nothing is read before
+        that; 0 reads nothing until resume().  An AcceptHandler is bound to its listener:
         connections are accepted for it, and its factory called, in a worker.  Raises KeyError where
         the handle is registered already, TypeError for a handler of readiness, and RuntimeError
         once the proactor has stopped.
@@ -196,12 +198,12 @@ class _Proactor(_Dispatcher):
             raise TypeError(f"a CompletionHandler was expected, got {event_handler!r}")
         event_handler._bind(self)  # type: ignore[arg-type]
         try:
-            self._core._register(handle, event_handler)
+            self._core._register(
+                handle, event_handler, event_handler.mask if mask is None else mask
+            )
         except BaseException:
             event_handler._unbind(self)  # type: ignore[arg-type]
             raise
-        if mask is not None and not mask & READ:
-            self.suspend(handle)
 
     def remove_handle(self, handle: Any) -> None:
         """Unbind a handle; what is under way of it is cut short, what is unwritten is dropped.
@@ -263,6 +265,18 @@ class _Proactor(_Dispatcher):
         """Remove every AcceptHandler: nobody can connect any more.  Any thread."""
         for acceptor in list(self._acceptors.values()):
             acceptor.remove()
+
+    @property
+    def reads_for_handlers(self) -> bool:
+        """Whether handlers get finished reads: they do."""
+        return True
+
+    @property
+    def _port(self) -> _dispatch.Port:
+        return self._core
+
+    def _is_strict(self) -> bool:
+        return self.strict
 
     def _bind_connection(
         self, sock: socket.socket, factory: Callable[[socket.socket], Any]
@@ -397,6 +411,7 @@ class _Acceptor(CompletionHandler):
         self._removed = False
         self._closed = False
         self._resting = False
+        self._rests = 0  # without a connection between them
 
     def resume(self) -> None:
         """Have as many operations under way as there should be."""
@@ -406,7 +421,8 @@ class _Acceptor(CompletionHandler):
 
     def _start(self) -> None:
         while not self._suspended and not self._removed and not self._resting:
-            if len(self._operations) >= min(_ACCEPTS_UNDER_WAY, self._handler.backlog):
+            wanted = 1 if self._rests else min(_ACCEPTS_UNDER_WAY, self._handler.backlog)
+            if len(self._operations) >= wanted:
                 return
             self._operations.add(self._proactor.aio_accept(self._handler.sock, self))
 
@@ -434,6 +450,7 @@ class _Acceptor(CompletionHandler):
         """Register the connection, and accept the next."""
         error = completion.error
         if error is None:
+            self._rests = 0
             self._proactor._bind_connection(completion.sock, self._handler.factory)
         with self._changes:
             self._operations.discard(completion.operation)
@@ -449,7 +466,9 @@ class _Acceptor(CompletionHandler):
     def _rest(self, error: OSError) -> None:
         """Try again after a moment: the listener stays ready, and it would be a busy loop."""
         if not self._resting:
-            _log.error("cannot accept a connection, and tries again until it can: %s", error)
+            if self._rests == 0:
+                _log.error("cannot accept a connection, and tries again until it can: %s", error)
+            self._rests += 1
             self._resting = True
             self._proactor.schedule_timer(TimerHandler(self._rise), _REST_SECONDS)
 
@@ -531,7 +550,7 @@ class SimulatedProactor(_Proactor):
     """The main thread accepts, reads and writes, and workers get finished reads."""
 
     _engine = "readiness"
-    _own_demultiplexer: EpollDemultiplexer | None = None
+    _own_demultiplexer: Demultiplexer | None = None
     _steps: ClassVar[dict[tuple[str, int], str]] = {
         ("register", 1): "S1",
         ("wait", 1): "S2",
@@ -545,7 +564,7 @@ class SimulatedProactor(_Proactor):
 
     def __init__(
         self,
-        demultiplexer: DemultiplexerCore | None = None,
+        demultiplexer: DemultiplexerCore | type[Demultiplexer] | None = None,
         *,
         workers: int | None = None,
         select_worker: str = "least_loaded",
@@ -557,6 +576,8 @@ class SimulatedProactor(_Proactor):
     ) -> None:
         """Make one that waits with `demultiplexer`, by default epoll; the rest as Proactor.
 
+        A demultiplexer stays the caller's; of a class it makes one, and closes it in the end.
+
         With `strict` the thread that asks for a write has it waited for, nothing is tried before
         the handle is ready, and reads go on until nothing is left or the buffer is full.
 
@@ -565,7 +586,9 @@ class SimulatedProactor(_Proactor):
         """
         _refuse_asynchronous(demultiplexer, type(self).__name__)
         if demultiplexer is None:
-            demultiplexer = self._own_demultiplexer = EpollDemultiplexer()
+            demultiplexer = EpollDemultiplexer
+        if isinstance(demultiplexer, type) and issubclass(demultiplexer, Demultiplexer):
+            demultiplexer = self._own_demultiplexer = demultiplexer()
         if not isinstance(demultiplexer, DemultiplexerCore):
             raise TypeError(f"a demultiplexer was expected, got {demultiplexer!r}")
         super().__init__(

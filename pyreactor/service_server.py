@@ -125,8 +125,9 @@ class Server:
         self,
         service: Service,
         address: Any,
-        dispatcher: str | _Dispatcher = "leader-followers",
+        dispatcher: str | _Dispatcher | None = None,
         *,
+        proactor: str | None = None,
         workers: int | None = None,
         demultiplexer: Any = None,
         queue: Any = None,
@@ -144,7 +145,10 @@ class Server:
         address          (host, port), a Unix socket's path, a listening socket, which is the
                          server's from here on, or a list of these
         dispatcher       a model's name, see pyreactor.models.MODELS, or a dispatcher that has not
-                         been started; the following arguments are for a name
+                         been started; the following arguments are for a name.  None:
+                         "leader-followers", or what `proactor` says
+        proactor         "kernel", "simulated" or "auto": the model "proactor", of that kind; "auto"
+                         is the kernel's where io_uring can be had, else simulated, and logs why
         workers          threads that handle requests; by default as many as the dispatcher advises
         demultiplexer    "epoll", "io_uring", "poll", "select", a class, or an object where the
                          model waits in one place
@@ -166,8 +170,8 @@ class Server:
                          raised, a FramingError, a RequestTimeout.  It may be called in any thread
         options          those of the model, such as mode=, async_threads=, handoff=, delegate=
 
-        Raises TypeError or ValueError for arguments that make no sense, and NotImplementedError for
-        a dispatcher that is still to come.
+        Raises TypeError or ValueError for arguments that make no sense, and OSError, with the
+        reason, for "proactor" where io_uring cannot be had.
         """
         if not isinstance(service, Service):
             raise TypeError(f"a Service was expected, not {service!r}: try Service(function)")
@@ -182,6 +186,12 @@ class Server:
         self._backlog = backlog
         self._max_connections = max_connections
         self._on_error = on_error
+        if dispatcher is None:
+            dispatcher = "leader-followers" if proactor is None else "proactor"
+        if proactor is not None:
+            if dispatcher != "proactor":
+                raise TypeError(f"proactor= is for the dispatcher 'proactor', not {dispatcher!r}")
+            options["proactor"] = proactor
         if isinstance(dispatcher, str):
             setup = Setup(
                 workers, demultiplexer, queue, strict, affinity, self._report, dict(options)
@@ -193,7 +203,7 @@ class Server:
             raise TypeError("a dispatcher that is made already takes no more arguments")
         else:
             self.dispatcher = dispatcher
-            strict = dispatcher._handle_sets[-1].strict
+            strict = dispatcher._is_strict()
         self._reuse_port = str(getattr(self.dispatcher, "handoff", "")).startswith("reuseport")
         self._connections = ConnectionSet(
             service, strict=strict, report=self._report, handle=self._logic.handler

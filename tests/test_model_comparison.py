@@ -27,11 +27,11 @@ def models(*arguments):
 
 @pytest.mark.time_limit(60)
 def test_models_are_measured_and_reported():
-    names = ["leader-followers", "half-sync-half-reactive, simulated Proactor"]
+    names = ["leader-followers", "half-sync-half-reactive, simulated Proactor", "proactor"]
     only = [word for name in names for word in ("--only", name)]
     done = models("--seconds", "0.5", "--connections", "8", "--workers", "2", "--json", *only)
     assert done.returncode == 0, done.stderr
-    assert "[2/2]" in done.stderr  # the progress
+    assert "[3/3]" in done.stderr  # the progress
     result = json.loads(done.stdout)
     assert sorted(model["name"] for model in result["models"]) == sorted(names)
     for model in result["models"]:
@@ -70,6 +70,8 @@ def test_the_statement_follows_from_the_figures():
     assert "Under a they wait 3 times as long" in said
     assert "grown under c" in said
     assert "busy" not in said
+    refused = {**result, "left_out": {"proactor": "there is no io_uring"}}
+    assert "Left out: proactor, since there is no io_uring." in model_comparison.what_fits(refused)
     assert "busy" in model_comparison.what_fits({**result, "load_average": 9.0})
 
 

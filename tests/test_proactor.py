@@ -27,6 +27,7 @@ from pyreactor.demultiplexers import (
 from pyreactor.dispatchers import Reactor
 from pyreactor.handlers import (
     CLOSE,
+    WRITE,
     AcceptHandler,
     CompletionHandler,
     EchoHandler,
@@ -737,6 +738,25 @@ def test_a_peer_that_does_not_read_is_not_read(make):
         assert receive_exactly(client, sent) == bytes(sent)
 
 
+def test_what_is_unsent_shrinks_while_the_peer_reads(make):
+    proactor = make()
+    data = os.urandom(1000) * 4000
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.settimeout(PATIENCE)
+        proactor.register_handle(ours, Service(ours))
+        unsent = proactor.write(ours, data)
+        assert 0 < unsent <= len(data)
+        received = receive_exactly(theirs, len(data) // 2)
+        deadline = time.monotonic() + PATIENCE
+        while (left := proactor.write(ours, b"")) >= unsent:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert left > 0
+        received += receive_exactly(theirs, len(data) - len(received))
+        assert received == data
+
+
 def test_Q2_with_no_buffer_left_connections_wait_for_one(make):
     """More connections that have something to say than there are buffers."""
     release = threading.Event()
@@ -782,6 +802,31 @@ def test_suspend_and_resume(make):
         assert results.told[0][1].data == b"x"
         proactor.remove_handle(ours)
         results.wait_for(1, closed=1)
+
+
+def test_the_mask_says_what_comes_first(make):
+    proactor = make()
+    with pair() as (ours, theirs):
+        theirs.sendall(b"early")
+        handler = Results()
+        proactor.register_handle(ours, handler, WRITE)
+        handler.wait_for(2)
+        assert [method for method, _ in handler.told] == ["write", "read"]
+        proactor.remove_handle(ours)
+        handler.wait_for(2, closed=1)
+    with pair() as (ours, theirs):
+        theirs.sendall(b"early")
+        handler = Results()
+        proactor.register_handle(ours, handler, 0)
+        other = Results()
+        proactor.aio_write(theirs, b"", other)
+        other.wait_for(1)
+        assert handler.told == []
+        proactor.resume(ours)
+        (told,) = handler.wait_for(1)
+        assert told.data == b"early"
+        proactor.remove_handle(ours)
+        handler.wait_for(1, closed=1)
 
 
 def test_removing_a_handle_closes_it_once(make):
@@ -1096,6 +1141,22 @@ def test_the_simulation_waits_with_any_demultiplexer(demultiplexer, strict):
         proactor.stop(timeout=PATIENCE)
         for client in clients[3:]:
             client.close()
+
+
+def test_a_demultiplexer_of_its_own_is_closed_and_another_is_not():
+    own = SimulatedProactor(PollDemultiplexer, workers=1)
+    own.start()
+    own.stop(timeout=PATIENCE)
+    with PollDemultiplexer() as theirs:
+        proactor = SimulatedProactor(theirs, workers=1)
+        proactor.start()
+        proactor.stop(timeout=PATIENCE)
+        with SimulatedProactor(theirs, workers=1) as again:
+            address = serve(again)
+            with connect(address) as client:
+                client.sendall(b"hello")
+                assert receive_exactly(client, 5) == b"hello"
+    assert own._own_demultiplexer._closed()
 
 
 # --- Without io_uring -----------------------------------------------------------------------------

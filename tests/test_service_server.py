@@ -1,6 +1,7 @@
 """A server's life: where it listens, how it stops, what it tells, and its limits."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import resource
@@ -13,12 +14,14 @@ import threading
 import time
 
 import pytest
-from clients import PATIENCE, Upper, ask, connect, receive_all, wait_until
+from clients import PATIENCE, Upper, ask, connect, receive, receive_all, wait_until
 
 import pyreactor
+from pyreactor import proactor as proactor_module
 from pyreactor.dispatchers import LeaderFollowers
 from pyreactor.framing import Fixed, Lines
 from pyreactor.models import MODELS
+from pyreactor.proactor import Proactor, SimulatedProactor
 from pyreactor.service import Service
 from pyreactor.service_server import Server
 
@@ -26,6 +29,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 VARIANTS = {name: {} for name in MODELS} | {
     "half-sync-half-reactive, simulated": {"mode": "simulated_proactor"},
 }
+
+
+PROACTORS = ("proactor", "simulated-proactor")
 
 
 @pytest.fixture(params=VARIANTS)
@@ -156,11 +162,16 @@ def test_bad_arguments_are_refused():
         ({"workers": 0}, ValueError, "there must be a thread"),
         ({"max_connections": 0}, ValueError, "max_connections"),
         ({"color": "red"}, TypeError, "color"),
+        ({"proactor": "posix"}, ValueError, "kernel, simulated, auto"),
+        ({"proactor": "auto", "dispatcher": "reactor"}, TypeError, "dispatcher 'proactor'"),
+        ({"proactor": "auto", "queue": "mutex"}, TypeError, "has no request queue"),
+        ({"proactor": "kernel", "demultiplexer": "epoll"}, TypeError, '"simulated-proactor"'),
     ]:
         with pytest.raises(error, match=match):
             Server(Upper(), address, **arguments)
-    with pytest.raises(TypeError, match="made already"):
-        Server(Upper(), address, LeaderFollowers(threads=1), workers=2)
+    for arguments in ({"workers": 2}, {"proactor": "auto"}):
+        with pytest.raises(TypeError, match="made already|is for the dispatcher"):
+            Server(Upper(), address, LeaderFollowers(threads=1), **arguments)
 
 
 def test_more_workers_than_pay_are_warned_of(model):
@@ -169,10 +180,36 @@ def test_more_workers_than_pay_are_warned_of(model):
         Server(Upper(), ("127.0.0.1", 0), workers=workers, **model).stop()
 
 
-def test_dispatchers_to_come_say_so():
-    for name in {"proactor", "simulated-proactor"} - set(MODELS):
-        with pytest.raises(NotImplementedError, match="no dispatcher"):
-            Server(Upper(), ("127.0.0.1", 0), name)
+def test_a_proactor_of_each_kind(make):
+    for kind, types in [
+        ("kernel", (Proactor,)),
+        ("simulated", (SimulatedProactor,)),
+        ("auto", (Proactor, SimulatedProactor)),
+    ]:
+        for dispatcher in (None, "proactor"):
+            server = make(Upper(), dispatcher=dispatcher, proactor=kind)
+            assert isinstance(server.dispatcher, types)
+            assert ask(server.addresses[0]) == b"HELLO\n"
+            server.stop(timeout=PATIENCE)
+
+
+def test_without_io_uring_a_proactor_is_simulated_where_that_may_be(make, monkeypatch, caplog):
+    real = proactor_module._proactor.ProactorCore
+
+    def refuse(engine, *arguments):
+        if engine == "io_uring":
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        return real(engine, *arguments)
+
+    monkeypatch.setattr(proactor_module._proactor, "ProactorCore", refuse)
+    for arguments in ({"dispatcher": "proactor"}, {"proactor": "kernel"}):
+        with pytest.raises(OSError, match=r"no io_uring; SimulatedProactor has the same"):
+            Server(Upper(), ("127.0.0.1", 0), **arguments)
+    assert caplog.text == ""
+    server = make(Upper(), proactor="auto")
+    assert type(server.dispatcher) is SimulatedProactor
+    assert "its kernel has no io_uring" in caplog.text
+    assert ask(server.addresses[0]) == b"HELLO\n"
 
 
 def test_a_dispatcher_may_be_made_before(reported):
@@ -198,7 +235,8 @@ def test_stop_answers_what_was_sent_before_it(make, model, reported):
     slow.sendall(b"after it\n")
     stopping = threading.Thread(target=server.stop, kwargs={"timeout": PATIENCE})
     stopping.start()
-    if model["dispatcher"] != "efficient-half-sync-half-async":  # whose loops wait for the handler
+    # Loops wait for their handler, and so do results that a proactor's busy worker was given.
+    if model["dispatcher"] not in ("efficient-half-sync-half-async", *PROACTORS):
         assert receive_all(idle) == b""
         assert receive_all(half) == b""
         assert receive_all(pipelining) == b"one\n" * 1000
@@ -213,6 +251,21 @@ def test_stop_answers_what_was_sent_before_it(make, model, reported):
     with pytest.raises(ConnectionRefusedError):
         connect(address)
     assert server.stats()["connections"] == 0
+    assert reported == []
+
+
+def test_stop_answers_what_is_more_than_one_read(make, model, reported):
+    service = Gate(framing=Fixed(4))
+    server = make(service, **model)
+    with connect(server.addresses[0]) as client:
+        client.sendall(b"xxxx")
+        assert receive(client, 4) == b"xxxx"
+        client.sendall(b"more" * 10_000)  # the buffers of a proactor have 16 KiB
+        stopping = threading.Thread(target=server.stop, kwargs={"timeout": PATIENCE})
+        stopping.start()
+        assert receive_all(client) == b"more" * 10_000
+        stopping.join(PATIENCE)
+        assert not stopping.is_alive()
     assert reported == []
 
 
@@ -445,6 +498,8 @@ def test_connections_cost_no_thread(make, model):
 
 
 def test_blocking_handlers_overlap(make, model):
+    if model["dispatcher"] in PROACTORS:
+        pytest.skip("a result waits for its worker, also while that blocks: docs/services.md")
     together = threading.Barrier(3)
 
     def handle(request):
