@@ -3,7 +3,8 @@
 usage: proactor_stage.py KIND [OPTION=VALUE ...]
 
 Each call of a handler is between two marks, "handle/FD" and "handled/FD".  It can be told to
-"read", by a single operation that is told by a signal, from a pair of sockets: see witness.py.
+"read", by a single operation that is told by a signal, from a pair of sockets, and so by AsyncIO,
+without a proactor: see witness.py.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import witness
 
 from pyreactor.dispatchers import Reactor
 from pyreactor.handlers import AcceptHandler, EchoHandler, EchoService
+from pyreactor.io_models import AsyncIO
 from pyreactor.proactor import Proactor, SimulatedProactor
 
 KINDS = {"reactor": Reactor, "proactor": Proactor, "simulated": SimulatedProactor}
@@ -57,11 +59,25 @@ def serve(kind: str, options: dict[str, Any]) -> None:
         witness.mark("told")
         return {"received": bytes(buffer[:4]).decode(), "fd": pair[0].fileno()}
 
+    def read_asynchronously(notify: str) -> dict[str, Any]:
+        """The same in this thread alone, between marks of the way it is told."""
+        buffer = bytearray(8)
+        with AsyncIO() as aio:
+            operation = aio.aio_read(pair[0], buffer, notify=notify)
+            witness.mark(f"{notify} started")
+            early = aio.wait(0) or operation.done or any(buffer)
+            pair[1].sendall(b"later")
+            witness.mark(f"{notify} sent")
+            while not operation.done:
+                aio.wait(witness.PATIENCE)
+            witness.mark(f"{notify} done")
+        return {"received": bytes(buffer).decode(), "early": early, "fd": pair[0].fileno()}
+
     with dispatcher:
         roles = {tid: name.split("-")[1] for tid, name in dispatcher.threads().items()}
         roles[os.getpid()] = "application"
         facts = {"address": acceptor.address, "roles": roles, "listener": acceptor.fileno()}
-        witness.obey(facts, {"read": read})
+        witness.obey(facts, {"read": read, "read_asynchronously": read_asynchronously})
     for sock in pair:
         sock.close()
 

@@ -3,22 +3,30 @@
 Each is looked at by strace once, in its strict profile; the rows share the recordings.
 """
 
+import time
+
 import pytest
 import witness
 from witness import ACCEPTS, READS, WRITES
 
+from pyreactor.io_models import AsyncIO
 from pyreactor.proactor import Proactor
 
 REQUESTS = 4
+NOTIFICATIONS = ("cqe", "eventfd", "signal")
 pytestmark = pytest.mark.time_limit(120)
+
+
+def need_io_uring():
+    try:
+        Proactor(workers=1).stop()
+    except OSError as exc:
+        pytest.skip(str(exc))
 
 
 def play(kind):
     if kind == "proactor":
-        try:
-            Proactor(workers=1).stop()
-        except OSError as exc:
-            pytest.skip(str(exc))
+        need_io_uring()
     with witness.record("proactor_stage.py", kind, "strict=True", "workers=2") as scene:
         scene.settle("idle")
         with scene.connect() as client:
@@ -49,6 +57,54 @@ def simulated():
     return play("simulated")
 
 
+@pytest.fixture(scope="module", params=["proactor", "simulated"])
+def busy(request):
+    """Two connections, one of which lets its operations last."""
+    if request.param == "proactor":
+        need_io_uring()
+    with witness.record("proactor_stage.py", request.param, "strict=True", "workers=2") as scene:
+        with scene.connect() as lasting, scene.connect() as other:
+            for client in (lasting, other):
+                scene.exchange(client, b"hello")
+            scene.settle("a read lasts")
+            scene.exchange(other, b"meanwhile")
+            scene.settle("it has lasted")
+            sent = fill(lasting)
+            scene.settle("a write lasts")
+            scene.exchange(other, b"meanwhile")
+            scene.settle("that has lasted")
+            lasting.settimeout(witness.PATIENCE)
+            while sent > 0:
+                sent -= len(lasting.recv(1 << 20))
+            assert sent == 0
+    return scene
+
+
+def fill(client):
+    """Send until nobody takes it any more: the echo is not read.  How many bytes that was."""
+    client.setblocking(False)
+    sent = refused = 0
+    while refused < 20:
+        try:
+            sent += client.send(bytes(65536))
+            refused = 0
+        except BlockingIOError:
+            refused += 1
+            time.sleep(0.02)
+    return sent
+
+
+@pytest.fixture(scope="module")
+def asynchronous():
+    """AsyncIO in the one thread that asks for it, told in each way."""
+    need_io_uring()
+    with witness.record("proactor_stage.py", "proactor", "workers=1") as scene:
+        scene.told = {
+            notify: scene.tell("read_asynchronously", notify=notify) for notify in NOTIFICATIONS
+        }
+    return scene
+
+
 def doers(scene, names, after="idle", before="end"):
     """The roles of those that did it with success on a connection."""
     return {
@@ -72,6 +128,28 @@ def test_who_accepts_reads_and_writes_in_each_pattern(reactor, proactor, simulat
         assert doers(proactor, names) == set()
 
 
+# --- Asynchronous I/O, the model that a proactor is made of ---------------------------------------
+
+
+@pytest.mark.parametrize("notify", NOTIFICATIONS)
+def test_I10_I11_the_kernel_fills_the_buffer_after_the_call_has_returned(asynchronous, notify):
+    told = asynchronous.told[notify]
+    assert told["received"] == "later\0\0\0"
+    assert not told["early"]
+    span = {"after": f"{notify} started", "before": f"{notify} done"}
+    mine = asynchronous.calls(*READS, "read", **span)
+    assert [call for call in mine if call.fd == told["fd"]] == []
+    assert asynchronous.calls("io_uring_enter", role="application", **span)
+    signals = [c for c in asynchronous.calls("rt_sigtimedwait", **span) if (c.result or 0) > 0]
+    assert len(signals) == (notify == "signal")
+
+
+def test_I12_asynchronous_io_is_done_by_the_kernel(asynchronous):
+    assert (AsyncIO.synchronous, AsyncIO.notifies, AsyncIO.io_by) == (False, "completion", "kernel")
+    fds = {told["fd"] for told in asynchronous.told.values()}
+    assert [call for call in asynchronous.calls(*READS, "read") if call.fd in fds] == []
+
+
 # --- Proactor -------------------------------------------------------------------------------------
 
 
@@ -80,13 +158,32 @@ def test_P0_workers_make_no_call_of_the_network(proactor):
     assert proactor.calls("io_uring_enter", role="worker") == []
 
 
-def test_P1_P5_the_main_thread_submits_and_goes_on(proactor):
+def test_P1_the_main_thread_submits(proactor):
     enters = proactor.calls("io_uring_enter", after="connected", before="end")
     assert {call.role for call in enters} == {"main"}
     submitted = sum(int(call.arguments.split(", ")[1]) for call in enters)
     assert submitted >= 2 * REQUESTS  # a read and a write of each
-    # It is in the kernel again before the worker has handled what it was given.
+    # And waits for nothing else.
     assert {call.role for call in proactor.calls("epoll_wait", "epoll_pwait2")} <= {"application"}
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [
+        pytest.param("a read lasts", "it has lasted", id="P2"),
+        pytest.param("a write lasts", "that has lasted", id="P5"),
+    ],
+)
+def test_P2_P5_the_main_thread_serves_others_meanwhile(busy, begin, end):
+    lasting, other = dict.fromkeys(mark.arguments for mark in busy.marks("handle/"))
+    handled = {
+        call.arguments
+        for call in busy.calls("mark", after=begin, before=end)
+        if call.arguments.startswith("handle/")
+    }
+    assert handled == {other} != {lasting}
+    waits = busy.calls("io_uring_enter", "epoll_wait", "epoll_pwait2", after=begin, before=end)
+    assert "main" in {call.role for call in waits}
 
 
 def test_P3_the_kernel_notifies_by_a_signal_after_the_bytes_are_there(proactor):
