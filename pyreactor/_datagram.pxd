@@ -36,6 +36,7 @@ cdef class DatagramTransport(BaseTransport):
     cdef int deliver(self, PyObject *data, PyObject *address) noexcept
     cdef int schedule_kept(self) except -1
     cdef int keep(self, object data, object address) noexcept
+    cdef int send_now(self, object data, object address) noexcept
     cdef int tell_error(self, object exception) noexcept
     cdef int queue(self, bytes data, object address) except -1
     cdef int settle(self, int result) except -1

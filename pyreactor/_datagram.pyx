@@ -22,6 +22,7 @@ from cpython.bytes cimport (
 )
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.errno cimport EAGAIN
 
 from pyreactor._base_transport cimport BaseTransport
 from pyreactor._context cimport PyContext_CopyCurrent, release
@@ -193,17 +194,8 @@ cdef int on_error(pr_datagram_endpoint *endpoint, int error, c_bool sending) noe
 
 cdef int send_by_owner(pr_datagram_endpoint *endpoint, void *owner) noexcept:
     """Sends to an address that only the socket module can read: a name, or a mistake."""
-    cdef DatagramTransport self = owner_of(endpoint)
     data, address = <object>owner
-    try:
-        self.file.sendto(data, address)
-    except (BlockingIOError, InterruptedError):
-        return -11  # EAGAIN
-    except OSError as exc:
-        return self.tell_error(exc)
-    except BaseException as exc:
-        return self.give_up(exc, WRITE_FAILED)
-    return 0
+    return owner_of(endpoint).send_now(data, address)
 
 
 cdef int on_high_water(pr_datagram_endpoint *endpoint) noexcept:
@@ -348,9 +340,7 @@ cdef class DatagramTransport(BaseTransport):
             self.kept = None
 
     cdef int tell_error(self, object exception) noexcept:
-        """error_received(), unless the user has closed the transport."""
-        if self._conn_lost:
-            return 0
+        """error_received()."""
         return self.conclude(
             'error_received', self.call('error_received', <PyObject *>exception))
 
@@ -378,9 +368,11 @@ cdef class DatagramTransport(BaseTransport):
 
         Without `addr` it goes to the address that the transport was made with.  What the caller may
         change is copied.  Raises TypeError for other types and ValueError for an address other than
-        the transport's own; errors of sending go to error_received().  After close() data is
-        dropped.
+        the transport's own; errors of sending go to error_received().  After close() or abort() a
+        transport with an address of its own drops the data; the others send it until
+        connection_lost(), as asyncio's do, and drop it where the kernel has no room.
         """
+        cdef int result
         self.check_thread()
         if not PyBytes_CheckExact(data):
             if not isinstance(data, (bytes, bytearray, memoryview)):
@@ -392,12 +384,30 @@ cdef class DatagramTransport(BaseTransport):
                 raise ValueError(f'Invalid address: must be None or {self._address}')
             addr = self._address
         if self._conn_lost:
+            # The endpoint has stopped; the socket is open until connection_lost().
+            result = (-EAGAIN if self._address is not None or self.file is None
+                      else self.send_now(data, addr))
+            if result != -EAGAIN:
+                self.settle(result)
+                return
             if self._conn_lost >= DROPPED_WRITES_LOGGED:
                 logger.warning('socket.send() raised exception.')
             self._conn_lost += 1
             return
         self.queue(data, addr)
         self.settle(pr_datagram_send_soon(&self.endpoint))
+
+    cdef int send_now(self, object data, object address) noexcept:
+        """Sends by the socket module.  0, -EAGAIN, or 1 where the turn is to end."""
+        try:
+            self.file.sendto(data, address)
+        except (BlockingIOError, InterruptedError):
+            return -EAGAIN
+        except OSError as exc:
+            return self.tell_error(exc)
+        except BaseException as exc:
+            return self.give_up(exc, WRITE_FAILED)
+        return 0
 
     cdef bint is_peer(self, object address) except -1:
         """True where `address` is the transport's own, in whatever form."""

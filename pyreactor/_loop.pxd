@@ -28,7 +28,7 @@ cdef class Handle:
 
 
 cdef class ThreadSafeHandle(Handle):
-    pass
+    cdef int settle(self, bint cancelling) except -1
 
 
 cdef class TimerHandle(Handle):
@@ -131,7 +131,7 @@ cdef class LoopCore:
 
     # The thread-safe callback that runs now (compared, never used), and those who wait for its end
     cdef void *running_threadsafe
-    cdef list waiting_cancellers  # threading.Event
+    cdef list waiting_threads  # threading.Event
 
     cdef int check_usable(self) except -1
     cdef int explain_unusable(self) except -1

@@ -110,6 +110,8 @@ cdef extern from "Python.h":
 # Looked up once; these are asyncio's own classes, which debuggers and `asyncio ps` know.
 cdef object asyncio_handle = asyncio.Handle
 cdef object asyncio_timer_handle = asyncio.TimerHandle
+cdef object asyncio_threadsafe_handle = getattr(  # from Python 3.14 on
+    asyncio.events, '_ThreadSafeHandle', asyncio.Handle)
 cdef object asyncio_task = asyncio.Task
 cdef object asyncio_future = asyncio.Future
 
@@ -290,9 +292,13 @@ cdef class Handle:
 cdef class ThreadSafeHandle(Handle):
     """What call_soon_threadsafe() returns: cancel() works from any thread.
 
-    As of CPython 3.14: cancelling from another thread while the callback runs waits for its end, so
-    that after cancel() the callback does not run any more.
+    As of CPython 3.14, whose class `__class__` names: another thread that cancels it while the
+    callback runs, or asks whether it is cancelled, waits for the callback's end.
     """
+
+    @property
+    def __class__(self):
+        return asyncio_threadsafe_handle
 
     cdef int run(self) noexcept:
         cdef LoopCore loop = self._loop
@@ -308,29 +314,39 @@ cdef class ThreadSafeHandle(Handle):
         waiting = None
         with cython.critical_section(loop):
             loop.running_threadsafe = NULL
-            if loop.waiting_cancellers:
-                waiting = loop.waiting_cancellers
-                loop.waiting_cancellers = []
+            if loop.waiting_threads:
+                waiting = loop.waiting_threads
+                loop.waiting_threads = []
         if waiting is not None:
             for ended in waiting:
                 ended.set()
         return stop
 
-    def cancel(self):
-        """Keep the callback from being called, or wait for its end.  Any thread."""
+    cdef int settle(self, bint cancelling) except -1:
+        """Cancels it, if that is wanted; waits while another thread runs the callback."""
         cdef LoopCore loop = self._loop
         cdef bint running
         ended = None
         if loop.thread_ident != PyThread_get_thread_ident():
             ended = threading.Event()
         with cython.critical_section(loop):
-            if not self._cancelled:
+            if cancelling and not self._cancelled:
                 self.forget()
             running = ended is not None and loop.running_threadsafe == <void *>self
             if running:
-                loop.waiting_cancellers.append(ended)
+                loop.waiting_threads.append(ended)
         if running:
             ended.wait()
+        return 0
+
+    def cancel(self):
+        """Keep the callback from being called, or wait for its end.  Any thread."""
+        self.settle(True)
+
+    def cancelled(self):
+        """Return True after cancel(); waits for the end of a callback that runs.  Any thread."""
+        self.settle(False)
+        return self._cancelled
 
 
 cdef class TimerHandle(Handle):
@@ -728,7 +744,7 @@ cdef class LoopCore:
         self.open_transports = set()
         self.listeners = {}
         self.retired = []
-        self.waiting_cancellers = []
+        self.waiting_threads = []
         if backend is None:
             backend = os.environ.get('PYREACTOR_BACKEND') or 'auto'
         name = backend.encode()

@@ -615,6 +615,34 @@ async def test_an_error_handler_may_end_the_transport(loop):
         assert len(protocol.errors) == 1
 
 
+def test_an_error_handler_that_closes_hears_of_each_later_error(loop):
+    class Closing(Recorder):
+        def error_received(self, exc):
+            super().error_received(exc)
+            self.transport.close()
+
+    async def open_endpoint():
+        return await loop.create_datagram_endpoint(Closing, local_addr=("127.0.0.1", 0))
+
+    transport, protocol = loop.run_until_complete(open_endpoint())
+    for _ in range(2):  # outside of the loop, so that each is sent at once
+        transport.sendto(b"x" * 70_000, ("127.0.0.1", 9))
+    loop.run_until_complete(protocol.until_event("connection_lost"))
+    assert len(protocol.errors) == 2
+    assert protocol.lost_with is None
+
+
+async def test_what_is_sent_after_close_leaves_until_the_connection_is_lost(loop):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        peer.settimeout(10)
+        peer.bind(("127.0.0.1", 0))
+        async with endpoint(loop, local_addr=("127.0.0.1", 0)) as (transport, protocol):
+            transport.close()
+            transport.sendto(b"last", peer.getsockname())
+            await protocol.until_event("connection_lost")
+        assert peer.recv(100) == b"last"
+
+
 async def test_broadcasting_needs_permission(loop):
     async with endpoint(loop, family=socket.AF_INET) as (transport, protocol):
         transport.sendto(b"data", ("255.255.255.255", 9))

@@ -250,6 +250,9 @@ def test_handles_are_handles_of_asyncio(loop):
         assert isinstance(handle, asyncio.Handle)
         assert not handle.cancelled()
         handle.cancel()
+    if sys.version_info >= (3, 14):
+        assert isinstance(threadsafe, asyncio.events._ThreadSafeHandle)
+        assert not isinstance(soon, asyncio.events._ThreadSafeHandle)
     assert not isinstance(soon, asyncio.TimerHandle)
     assert all(isinstance(handle, asyncio.TimerHandle) for handle in timers)
 
@@ -512,28 +515,29 @@ def test_a_threadsafe_callback_can_be_cancelled(loop):
 
 
 @pytest.mark.asyncio_differs("does not wait before 3.14", when=sys.version_info < (3, 14))
-def test_cancelling_from_another_thread_waits_for_the_running_callback(loop):
-    running, cancelled = threading.Event(), threading.Event()
+@pytest.mark.parametrize("method", ["cancel", "cancelled"])
+def test_another_thread_waits_for_the_callback_whose_handle_it_asks(loop, method):
+    running, answered = threading.Event(), threading.Event()
     order = []
 
     def callback():
         running.set()
-        cancelled.wait(0.05)
+        answered.wait(0.05)
         order.append("callback ended")
         loop.stop()
 
-    def cancel():
+    def ask():
         running.wait()
-        handle.cancel()
-        cancelled.set()
-        order.append("cancelled")
+        assert not getattr(handle, method)()
+        answered.set()
+        order.append("answered")
 
     handle = loop.call_soon_threadsafe(callback)
-    thread = threading.Thread(target=cancel)
+    thread = threading.Thread(target=ask)
     thread.start()
     loop.run_forever()
     thread.join()
-    assert order == ["callback ended", "cancelled"]
+    assert order == ["callback ended", "answered"]
 
 
 def test_a_threadsafe_callback_can_cancel_itself(loop):

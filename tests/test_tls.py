@@ -1664,6 +1664,38 @@ async def test_connection_that_is_closed_needs_no_collector(loop, authority):
         assert [transport() for transport in transports] == [None, None]
 
 
+@pytest.mark.parametrize("how", ["create_connection", "start_tls"])
+async def test_connection_whose_certificate_fails_needs_no_collector(loop, authority, how):
+    if how == "create_connection" and sys.version_info < (3, 14, 10):
+        pytest.skip("the frame of asyncio's create_connection(), which ours calls, held it then")
+
+    async def connect(address):
+        sock = socket.socket()
+        sock.setblocking(False)
+        await loop.sock_connect(sock, address)
+        left = weakref.ref(sock)
+        tls = {"ssl": authority.client(), "server_hostname": "other"}
+        with contextlib.suppress(ssl.SSLCertVerificationError):
+            if how == "create_connection":
+                await loop.create_connection(asyncio.Protocol, sock=sock, **tls)
+            else:
+                pair = await loop.create_connection(asyncio.Protocol, sock=sock)
+                await loop.start_tls(*pair, tls["ssl"], server_hostname="other")
+            raise AssertionError("the certificate is for another host")
+        return left
+
+    async with served(loop, authority.server()) as address:
+        gc.collect()
+        gc.disable()
+        try:
+            left = await connect(address)
+            await asyncio.sleep(0)
+        finally:
+            gc.enable()
+    if isinstance(loop, pyreactor.Loop):
+        assert left() is None
+
+
 def test_loop_that_is_closed_early_leaves_nothing(new_loop, authority):
     near, far = tcp_pair()
 
