@@ -15,6 +15,7 @@ CSRC = {
         "csrc/backend/uring_map.c",
         "csrc/backend/uring_op.c",
         "csrc/backend/uring_probe.c",
+        "csrc/loop/alarm.c",
         "csrc/loop/loop.c",
         "csrc/loop/ready_queue.c",
         "csrc/loop/timer_heap.c",

@@ -91,6 +91,7 @@ cdef class LoopCore:
     cdef bint alive
     cdef bint forked  # this is the copy in a forked child
     cdef unsigned long thread_ident  # of the thread that runs the loop; 0: none
+    cdef unsigned long polling_ident  # of the one that has asked for fileno(); 0: none
 
     # The program has put a time() of its own in place of the loop's: in the instance, or anywhere
     cdef bint time_is_set
@@ -135,6 +136,7 @@ cdef class LoopCore:
 
     cdef int check_usable(self) except -1
     cdef int explain_unusable(self) except -1
+    cdef int check_polling_thread(self) except -1
     cdef int look_for_clock(self) except -1
     cdef int read_own_clock(self) except -1
     cdef TimerHandle start_timer(

@@ -46,6 +46,7 @@ from pyreactor._native cimport (
     pr_loop_dispatch,
     pr_loop_end_run,
     pr_loop_init,
+    pr_loop_pollable_fd,
     pr_loop_post,
     pr_loop_prepare,
     pr_loop_show_time,
@@ -58,6 +59,7 @@ from pyreactor._native cimport (
     pr_loop_visit_ops,
     pr_loop_visit_scheduled,
     pr_loop_wait,
+    pr_loop_wakeup,
     pr_now_ns,
     pr_op,
     pr_ready_queue_count,
@@ -906,6 +908,8 @@ cdef class LoopCore:
         if pr_loop_start_timer(&self.core, &handle.timer) < 0:
             Py_DECREF(handle)
             raise MemoryError
+        if self.thread_ident == 0 and self.core.exposed:
+            pr_loop_wakeup(&self.core)
         hide_from_collector(handle)
         return handle
 
@@ -943,6 +947,8 @@ cdef class LoopCore:
         """Puts `handle` in the ready queue, once more where it is there already."""
         if self.thread_ident == 0:
             pr_loop_take_inbox(&self.core)  # what came before must stay before
+            if self.core.exposed:
+                pr_loop_wakeup(&self.core)
         Py_INCREF(handle)
         if pr_loop_call_soon(&self.core, &handle.timer.callback) < 0:
             Py_DECREF(handle)
@@ -1228,8 +1234,36 @@ cdef class LoopCore:
         """Make run_forever() return after the turn that runs now."""
         self._stopping = True
 
+    def fileno(self):
+        """Return a descriptor that is readable while nobody runs the loop and it has work to do.
+
+        For a loop inside another one, a toolkit's for instance, which polls the descriptor and,
+        when it is readable, has one turn made: `loop.stop()`, then `loop.run_forever()`.  Work is
+        an event, a callback from any thread, a timer that is due.  The descriptor is the loop's,
+        until close(): only poll it.  While the loop runs it tells nothing.
+
+        From the first call on only the calling thread may run the loop: what the kernel does for
+        it goes on between its turns.  Raises RuntimeError where the loop is closed, is run by
+        another thread or was polled by another before, and OSError where the kernel refuses.
+        """
+        self.check_usable()
+        self.check_polling_thread()
+        cdef int fd = pr_loop_pollable_fd(&self.core)
+        if fd < 0:
+            raise_errno(fd)
+        self.polling_ident = PyThread_get_thread_ident()
+        return fd
+
+    cdef int check_polling_thread(self) except -1:
+        if self.polling_ident != 0 and self.polling_ident != PyThread_get_thread_ident():
+            raise RuntimeError(
+                'this event loop can be run only by the thread that called its fileno(): '
+                'from another thread use loop.call_soon_threadsafe()')
+        return 0
+
     def _run_turns(self):
         """Run turns until stop(); raises what must not be kept in the loop."""
+        self.check_polling_thread()
         self.look_for_clock()
         try:
             self.run_turns()
@@ -1433,7 +1467,8 @@ cdef class LoopCore:
         cdef size_t watches = 0
         if self.alive:
             pr_loop_take_inbox(&self.core)
-            watches = self.core.watches.count - 1  # the wakeup's own
+            # The wakeup's own, and the alarm's.
+            watches = self.core.watches.count - 1 - (self.core.alarm.fd >= 0)
         return {
             'handles': pr_ready_queue_count(&self.core.ready) if self.alive else 0,
             'timers': self.core.timers.count,

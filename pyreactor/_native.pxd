@@ -164,6 +164,11 @@ cdef extern from "pyreactor/stats.h" nogil:
     void pr_stats_read_times(const pr_loop_stats *stats, int64_t *busy_ns, int64_t *idle_ns)
 
 
+cdef extern from "pyreactor/alarm.h" nogil:
+    ctypedef struct pr_alarm "struct pr_alarm":
+        int fd
+
+
 cdef extern from "pyreactor/loop.h" nogil:
     size_t PR_RECEIVE_BUFFER_BYTES
     ctypedef struct pr_flush "struct pr_flush":
@@ -176,6 +181,8 @@ cdef extern from "pyreactor/loop.h" nogil:
         pr_timer_heap timers
         bint dispatching
         bint in_event
+        bint exposed
+        pr_alarm alarm
         char *receive_buffer
         pr_loop_stats stats
     int pr_loop_init(pr_loop *loop, const char *backend_name)
@@ -187,6 +194,7 @@ cdef extern from "pyreactor/loop.h" nogil:
     int pr_loop_wait(pr_loop *loop, int64_t timeout_ns)
     int pr_loop_dispatch(pr_loop *loop)
     void pr_loop_end_run(pr_loop *loop)
+    int pr_loop_pollable_fd(pr_loop *loop)
     void pr_loop_post(pr_loop *loop, pr_callback *callback)
     void pr_loop_wakeup(pr_loop *loop)
     void pr_loop_take_inbox(pr_loop *loop)

@@ -8,6 +8,7 @@ import gc
 import logging
 import math
 import os
+import select
 import signal
 import socket
 import stat
@@ -23,6 +24,7 @@ from unittest import mock
 import pytest
 
 import pyreactor
+import pyreactor.files
 
 NEVER = 3600.0
 
@@ -1635,3 +1637,152 @@ def test_closing_the_loop_does_not_wait_for_the_executor(loop):
     loop.run_until_complete(main())
     loop.close()
     release.set()
+
+
+# --- Polled by another loop -----------------------------------------------------------------------
+
+PATIENCE = 15
+
+
+def has_work(loop, seconds=0):
+    return bool(select.select([loop], [], [], seconds)[0])
+
+
+def make_turns_until(loop, condition):
+    """Do what a foreign loop does that polls this one's descriptor, until `condition()` holds.
+
+    When it has no more to do it must not ask for turns.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert has_work(loop, max(deadline - time.monotonic(), 0))
+        loop.stop()
+        loop.run_forever()
+    for _ in range(5):  # what the last callbacks have left behind
+        if has_work(loop):
+            loop.stop()
+            loop.run_forever()
+    assert not has_work(loop)
+
+
+@pytest.mark.pyreactor_only
+def test_a_foreign_select_sees_that_the_loop_has_work(loop):
+    seen = []
+    assert loop.fileno() == loop.fileno()
+    make_turns_until(loop, lambda: True)
+
+    loop.call_soon(seen.append, "soon")
+    make_turns_until(loop, lambda: seen)
+
+    due = loop.time() + 0.01
+    loop.call_at(due, seen.append, "timer")
+    make_turns_until(loop, lambda: len(seen) == 2)
+    assert loop.time() >= due
+
+    thread = threading.Thread(target=loop.call_soon_threadsafe, args=(seen.append, "thread"))
+    thread.start()
+    make_turns_until(loop, lambda: len(seen) == 3)
+    thread.join()
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        loop.add_reader(ours, lambda: seen.append(ours.recv(1)))
+        make_turns_until(loop, lambda: not has_work(loop))
+        for count in (4, 5, 6):  # an event like the one before is seen, too
+            theirs.send(b"x")
+            make_turns_until(loop, lambda count=count: len(seen) == count)
+        loop.remove_reader(ours)
+    counter = os.eventfd(0)
+    loop.add_reader(counter, lambda: seen.append(os.eventfd_read(counter)))
+    for count in (7, 8, 9):
+        os.eventfd_write(counter, 1)
+        make_turns_until(loop, lambda count=count: len(seen) == count)
+    loop.remove_reader(counter)
+    os.close(counter)
+    assert seen == ["soon", "timer", "thread", b"x", b"x", b"x", 1, 1, 1]
+
+
+@pytest.mark.pyreactor_only
+def test_a_server_lives_in_a_foreign_select(loop):
+    """What is begun in one turn goes on between the turns, and ends with the loop."""
+
+    async def echo(reader, writer):
+        while data := await reader.read(100_000):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    async def ask(port, size):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"x" * size)
+        writer.write_eof()
+        answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        return len(answer)
+
+    loop.fileno()
+    starting = loop.create_task(asyncio.start_server(echo, "127.0.0.1", 0))
+    make_turns_until(loop, starting.done)
+    server = starting.result()
+    port = server.sockets[0].getsockname()[1]
+    sizes = (1, 5000, 300_000)
+    asking = asyncio.gather(*(loop.create_task(ask(port, size)) for size in sizes))
+    make_turns_until(loop, asking.done)
+    assert asking.result() == list(sizes)
+    server.close()
+    closing = loop.create_task(server.wait_closed())
+    make_turns_until(loop, closing.done)
+
+
+@pytest.mark.pyreactor_only
+def test_a_file_is_read_between_the_turns(loop, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"content" * 10_000)
+    read_end, write_end = os.pipe()
+
+    async def read_file():
+        async with pyreactor.files.open(path, "rb") as file:
+            return await file.read()
+
+    async def read_pipe():
+        async with pyreactor.files.open(read_end, "rb", buffering=0) as file:
+            return await file.read(100)
+
+    loop.fileno()
+    reading = loop.create_task(read_file())
+    make_turns_until(loop, reading.done)
+    assert reading.result() == b"content" * 10_000
+    waiting = loop.create_task(read_pipe())
+    make_turns_until(loop, lambda: not has_work(loop))
+    assert not waiting.done()
+    os.write(write_end, b"at last")
+    make_turns_until(loop, waiting.done)
+    assert waiting.result() == b"at last"
+    os.close(write_end)
+    loop.run_until_complete(loop.shutdown_default_executor())
+
+
+@pytest.mark.pyreactor_only
+def test_a_loop_that_is_polled_is_run_by_that_thread_alone(loop):
+    loop.fileno()
+    for method in (loop.fileno, loop.run_forever):
+        with pytest.raises(RuntimeError, match=r"fileno\(\)"):
+            run_in_thread(method)
+    loop.run_until_complete(asyncio.sleep(0))
+
+
+@pytest.mark.pyreactor_only
+async def test_a_running_loop_can_be_asked_for_its_descriptor(loop):
+    fd = loop.fileno()
+    await asyncio.sleep(0.001)
+    assert loop.fileno() == fd
+    assert not os.get_inheritable(fd)
+
+
+@pytest.mark.pyreactor_only
+def test_a_closed_loop_has_no_descriptor(loop):
+    loop.fileno()
+    loop.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        loop.fileno()

@@ -99,11 +99,24 @@ static int epoll_backend_wait(struct pr_backend *backend, struct pr_ready_event 
     return count;
 }
 
+/* The set itself can be polled, at any time. */
+static int epoll_pollable_fd(struct pr_backend *backend)
+{
+    return backend->fd;
+}
+
+static void epoll_expose(struct pr_backend *backend)
+{
+    (void)backend;
+}
+
 const struct pr_backend_ops pr_epoll_ops = {
     .name = "epoll",
     .has_edges = true,
     .update = epoll_update,
     .wait = epoll_backend_wait,
+    .pollable_fd = epoll_pollable_fd,
+    .expose = epoll_expose,
     .init = epoll_init,
     .deinit = epoll_deinit,
 };

@@ -16,6 +16,9 @@
  *
  * The ring serves one thread (PR_URING_SETUP_SINGLE_ISSUER).  A loop may be run by one thread after
  * the other: the first wait of another thread makes a new ring and submits everything again.
+ *
+ * A ring's own descriptor cannot be polled (with DEFER_TASKRUN it never becomes readable), so that
+ * others get an eventfd, which the kernel writes while nobody waits.
  */
 #include "pyreactor/backend.h"
 
@@ -24,6 +27,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -80,6 +84,8 @@ struct pr_uring_state {
     struct pr_uring_map map;
     pid_t process;   /* which made the ring; its child has no mapping of it */
     uint64_t thread; /* which it serves; 0 until it is enabled */
+    int eventfd;     /* owned: for others to poll; -1 until somebody asks for it */
+    bool exposed;    /* it tells of completions, and of what waits for the next submission */
 
     struct interest *interests; /* owned; by descriptor */
     size_t interest_capacity;
@@ -248,11 +254,19 @@ deinit_map:
 /* --- Completions --------------------------------------------------------------------------------
  */
 
+/* Something has to be submitted or reported by a wait, and nobody waits. */
+static void ask_for_wait(const struct pr_uring_state *state)
+{
+    if (state->exposed)
+        (void)eventfd_write(state->eventfd, 1);
+}
+
 static void look_later(struct pr_uring_state *state, int fd)
 {
     struct interest *interest = &state->interests[fd];
     if (interest->pending)
         return;
+    ask_for_wait(state);
     interest->pending = true;
     size_t place = state->pending_head + state->pending_count++;
     state->pending[place & (state->interest_capacity - 1)] = fd;
@@ -392,14 +406,7 @@ static void settle(struct pr_uring_state *state)
 /* A new ring that serves no thread yet, and everything that is wanted to be submitted to it. */
 static int renew_ring(struct pr_uring_state *state)
 {
-    settle(state);
     pr_uring_map_deinit(&state->map);
-    while (state->under_way.next != &state->under_way) { /* quiesce() leaves none */
-        state->under_way.next->result = -ECANCELED;
-        move_send(state->under_way.next, &state->done);
-    }
-    while (!pr_op_list_is_empty(&state->under_way_ops)) /* and none of these */
-        (void)take_op(state, state->under_way_ops.next, -ECANCELED, NULL);
     for (size_t fd = 0; fd < state->interest_capacity; fd++) {
         struct interest *interest = &state->interests[fd];
         interest->polled = 0;
@@ -410,6 +417,12 @@ static int renew_ring(struct pr_uring_state *state)
     return make_ring(state);
 }
 
+static bool is_anything_under_way(const struct pr_uring_state *state)
+{
+    return state->under_way.next != &state->under_way ||
+           !pr_op_list_is_empty(&state->under_way_ops);
+}
+
 /* The first thread that needs the kernel is the one that the ring serves. */
 static int serve_this_thread(struct pr_uring_state *state)
 {
@@ -417,6 +430,9 @@ static int serve_this_thread(struct pr_uring_state *state)
     if (state->thread == thread)
         return 0;
     if (state->thread) {
+        settle(state); /* what that thread's end has cancelled */
+        if (is_anything_under_way(state))
+            return -EXDEV; /* not quiesced: the kernel works on it, and obeys that thread only */
         int error = renew_ring(state);
         if (error < 0)
             return error;
@@ -688,6 +704,56 @@ static int report_done_ops(struct pr_uring_state *state, struct pr_ready_event *
     return count;
 }
 
+static int uring_pollable_fd(struct pr_backend *backend)
+{
+    struct pr_uring_state *state = backend->state;
+    if (!state)
+        return -EBADF;
+    if (state->eventfd >= 0)
+        return state->eventfd;
+    int error = serve_this_thread(state);
+    if (error < 0)
+        return error;
+    int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (fd < 0)
+        return -errno;
+    error = pr_uring_map_register_eventfd(&state->map, fd); /* refused: better now than later */
+    if (error < 0) {
+        close(fd);
+        return error;
+    }
+    (void)pr_uring_map_unregister_eventfd(&state->map);
+    state->eventfd = fd;
+    return fd;
+}
+
+/* Submits what the next wait would have submitted.  Registering first and entering then leaves no
+ * gap: what comes before is completed by entering, and seen in the ring. */
+static void uring_expose(struct pr_backend *backend)
+{
+    struct pr_uring_state *state = backend->state;
+    state->exposed = true;
+    if (serve_this_thread(state) < 0)
+        return ask_for_wait(state);
+    (void)adjust_pending(state, NULL, 0);
+    if (state->cut_later)
+        cut_ops_short(state, false);
+    submit_queued_ops(state);
+    if (pr_uring_map_register_eventfd(&state->map, state->eventfd) < 0 ||
+        pr_uring_map_enter(&state->map, 0) < 0 || pr_uring_map_peek(&state->map) ||
+        state->pending_count || state->cut_later || state->done.next != &state->done ||
+        !pr_op_list_is_empty(&state->queued_ops) || !pr_op_list_is_empty(&state->done_ops))
+        ask_for_wait(state);
+}
+
+static void conceal(struct pr_uring_state *state)
+{
+    state->exposed = false;
+    (void)pr_uring_map_unregister_eventfd(&state->map);
+    eventfd_t count;
+    (void)eventfd_read(state->eventfd, &count);
+}
+
 static int uring_wait(struct pr_backend *backend, struct pr_ready_event *events, int capacity,
                       int64_t timeout_ns)
 {
@@ -696,6 +762,8 @@ static int uring_wait(struct pr_backend *backend, struct pr_ready_event *events,
     int error = serve_this_thread(state);
     if (error < 0)
         return error;
+    if (state->exposed)
+        conceal(state);
     int count = adjust_pending(state, events, capacity);
     if (state->cut_later)
         cut_ops_short(state, false);
@@ -810,6 +878,7 @@ static void uring_submit(struct pr_backend *backend, struct pr_op *op)
     op->under_way = op->cancelled = op->asked = false;
     op->prev = op->next = NULL;
     pr_op_move(op, &backend->state->queued_ops);
+    ask_for_wait(backend->state);
 }
 
 static void uring_cancel(struct pr_backend *backend, struct pr_op *op)
@@ -825,6 +894,7 @@ static void uring_cancel(struct pr_backend *backend, struct pr_op *op)
         op->result = -ECANCELED;
         pr_op_move(op, &state->done_ops);
     }
+    ask_for_wait(state);
 }
 
 static int uring_visit(const struct pr_backend *backend,
@@ -871,6 +941,8 @@ static void free_state(struct pr_uring_state *state)
     free(state->pending);
     free(state->buffer_ring);
     free(state->buffers);
+    if (state->eventfd >= 0)
+        close(state->eventfd);
     free(state);
 }
 
@@ -880,6 +952,7 @@ static int uring_init(struct pr_backend *backend)
     if (!state)
         return -ENOMEM;
     state->process = getpid();
+    state->eventfd = -1;
     state->under_way.prev = state->under_way.next = &state->under_way;
     state->done.prev = state->done.next = &state->done;
     pr_op_list_init(&state->queued_ops);
@@ -914,14 +987,20 @@ static void uring_deinit(struct pr_backend *backend)
     backend->fd = -1;
     if (!state)
         return;
+    bool is_left_behind = false;
     if (state->process == getpid()) {
         uring_quiesce(backend);
         settle(state);
+        is_left_behind = state->thread && state->thread != current_thread();
         pr_uring_map_deinit(&state->map);
     } else {
         close(state->map.fd); /* the parent's ring goes on */
     }
     backend->state = NULL;
+    if (is_left_behind) { /* only that thread can end it: better a leak than memory used twice */
+        state->under_way.prev = state->under_way.next = &state->under_way;
+        pr_op_list_init(&state->under_way_ops);
+    }
     /* Without a ring nothing is under way any more. */
     while (state->under_way.next != &state->under_way) {
         state->under_way.next->result = -ECANCELED;
@@ -955,6 +1034,8 @@ const struct pr_backend_ops pr_uring_ops = {
     .completion = &completion_ops,
     .update = uring_update,
     .wait = uring_wait,
+    .pollable_fd = uring_pollable_fd,
+    .expose = uring_expose,
     .init = uring_init,
     .deinit = uring_deinit,
 };

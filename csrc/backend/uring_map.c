@@ -28,6 +28,8 @@
 #define SQ_CQ_OVERFLOW (1u << 1)
 #define SQ_TASKRUN (1u << 2)
 
+#define REGISTER_EVENTFD 4
+#define UNREGISTER_EVENTFD 5
 #define REGISTER_PROBE 8
 #define REGISTER_ENABLE_RINGS 12
 #define REGISTER_PBUF_RING 22
@@ -181,6 +183,16 @@ int pr_uring_map_register_buffers(struct pr_uring_map *map, struct pr_uring_buff
     struct buffer_registration registration = {
         .address = (uint64_t)(uintptr_t)buffers, .entries = count, .group = group};
     return syscall(REGISTER, map->fd, REGISTER_PBUF_RING, &registration, 1) < 0 ? -errno : 0;
+}
+
+int pr_uring_map_register_eventfd(struct pr_uring_map *map, int fd)
+{
+    return syscall(REGISTER, map->fd, REGISTER_EVENTFD, &fd, 1) < 0 ? -errno : 0;
+}
+
+int pr_uring_map_unregister_eventfd(struct pr_uring_map *map)
+{
+    return syscall(REGISTER, map->fd, UNREGISTER_EVENTFD, NULL, 0) < 0 ? -errno : 0;
 }
 
 struct pr_uring_sqe *pr_uring_map_next_sqe(struct pr_uring_map *map)

@@ -3,6 +3,7 @@
  */
 #include "pyreactor/loop.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -20,7 +21,8 @@ static int on_wakeup(struct pr_watch *watch, uint32_t events)
 
 int pr_loop_init(struct pr_loop *loop, const char *backend_name)
 {
-    *loop = (struct pr_loop){.flushes = {.prev = &loop->flushes, .next = &loop->flushes}};
+    *loop = (struct pr_loop){.flushes = {.prev = &loop->flushes, .next = &loop->flushes},
+                             .alarm = {.fd = -1}};
     loop->backend.ops = pr_backend_find(backend_name);
     if (!loop->backend.ops)
         return -ENOTSUP;
@@ -68,6 +70,10 @@ void pr_loop_deinit(struct pr_loop *loop)
     }
     pr_watch_stop(&loop->watches, &loop->wakeup_watch);
     pr_wakeup_deinit(&loop->wakeup);
+    if (loop->alarm.fd >= 0) {
+        pr_watch_stop(&loop->watches, &loop->alarm_watch);
+        pr_alarm_deinit(&loop->alarm);
+    }
     loop->backend.ops->deinit(&loop->backend);
     free(loop->watches.slots);
     loop->watches = (struct pr_watch_table){.backend = &loop->backend};
@@ -83,6 +89,9 @@ void pr_loop_abandon_after_fork(struct pr_loop *loop)
      * still asked of the backend afterwards fails with EBADF, which watches ignore. */
     loop->backend.ops->deinit(&loop->backend);
     pr_wakeup_deinit(&loop->wakeup);
+    if (loop->alarm.fd >= 0)
+        pr_watch_stop(&loop->watches, &loop->alarm_watch);
+    pr_alarm_deinit(&loop->alarm);
 }
 
 void pr_loop_take_inbox(struct pr_loop *loop)
@@ -111,8 +120,73 @@ static inline int64_t timers_now_ns(const struct pr_loop *loop)
     return loop->is_shown_time ? loop->shown_ns : loop->now_ns;
 }
 
+/* How long until a timer is due: 0, nanoseconds, or -1 where there is none. */
+static int64_t time_to_next_timer(const struct pr_loop *loop)
+{
+    if (!loop->timers.count)
+        return -1;
+    int64_t deadline_ns = loop->timers.entries[0].deadline_ns;
+    int64_t timers_ns = timers_now_ns(loop);
+    if (deadline_ns <= timers_ns)
+        return 0;
+    uint64_t left_ns = (uint64_t)deadline_ns - (uint64_t)timers_ns;
+    return left_ns < INT64_MAX ? (int64_t)left_ns : INT64_MAX;
+}
+
+/* --- Between two runs, while others poll its descriptor -----------------------------------------
+ */
+
+static int on_alarm(struct pr_watch *watch, uint32_t events)
+{
+    (void)watch; /* the turn that it asked for has begun */
+    (void)events;
+    return 0;
+}
+
+static void expose(struct pr_loop *loop)
+{
+    bool has_work = pr_ready_queue_count(&loop->ready) || loop->event_next < loop->event_count;
+    if (!pr_wakeup_begin_sleep(&loop->wakeup)) /* something was posted */
+        has_work = true;
+    loop->now_ns = pr_now_ns();
+    pr_alarm_set(&loop->alarm, has_work ? 0 : time_to_next_timer(loop));
+    loop->backend.ops->expose(&loop->backend);
+    loop->exposed = true;
+}
+
+static void conceal(struct pr_loop *loop)
+{
+    pr_wakeup_end_sleep(&loop->wakeup);
+    pr_alarm_set(&loop->alarm, -1);
+    loop->empty_polls = 0; /* what was seen has to be looked for */
+    loop->exposed = false;
+}
+
+int pr_loop_pollable_fd(struct pr_loop *loop)
+{
+    if (!loop->backend.ops->pollable_fd)
+        return -ENOTSUP;
+    int fd = loop->backend.ops->pollable_fd(&loop->backend);
+    if (fd < 0 || loop->alarm.fd >= 0)
+        return fd;
+    int error = pr_alarm_init(&loop->alarm);
+    if (error < 0)
+        return error;
+    pr_watch_init(&loop->alarm_watch, on_alarm, loop);
+    error = pr_watch_start(&loop->watches, &loop->alarm_watch, loop->alarm.fd, PR_READABLE);
+    if (error < 0) {
+        pr_alarm_deinit(&loop->alarm);
+        return error;
+    }
+    if (!loop->running)
+        expose(loop);
+    return fd;
+}
+
 int64_t pr_loop_prepare(struct pr_loop *loop)
 {
+    if (loop->exposed)
+        conceal(loop);
     pr_loop_take_inbox(loop);
     int64_t now_ns = pr_now_ns();
     if (loop->running) {
@@ -122,16 +196,7 @@ int64_t pr_loop_prepare(struct pr_loop *loop)
         pr_stopwatch_start(&loop->stats.running, now_ns);
     }
     loop->now_ns = now_ns;
-    if (pr_ready_queue_count(&loop->ready))
-        return 0;
-    if (!loop->timers.count)
-        return -1;
-    int64_t deadline_ns = loop->timers.entries[0].deadline_ns;
-    int64_t timers_ns = timers_now_ns(loop);
-    if (deadline_ns <= timers_ns)
-        return 0;
-    uint64_t left_ns = (uint64_t)deadline_ns - (uint64_t)timers_ns;
-    return left_ns < INT64_MAX ? (int64_t)left_ns : INT64_MAX;
+    return pr_ready_queue_count(&loop->ready) ? 0 : time_to_next_timer(loop);
 }
 
 /* While the loop is busy and the kernel has had nothing to say, most polls are left out. */
@@ -308,7 +373,7 @@ int pr_loop_dispatch(struct pr_loop *loop)
 
 void pr_loop_end_run(struct pr_loop *loop)
 {
-    if (loop->backend.ops->completion)
+    if (loop->alarm.fd < 0 && loop->backend.ops->completion)
         loop->backend.ops->completion->quiesce(&loop->backend);
     if (!loop->running)
         return;
@@ -316,6 +381,8 @@ void pr_loop_end_run(struct pr_loop *loop)
     count_turn(loop, now_ns);
     pr_stopwatch_stop(&loop->stats.running, now_ns);
     loop->running = false;
+    if (loop->alarm.fd >= 0)
+        expose(loop);
 }
 
 int pr_loop_run_once(struct pr_loop *loop, int64_t timeout_ns)

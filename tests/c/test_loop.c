@@ -3,6 +3,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -778,6 +779,134 @@ static void a_child_that_abandons_the_loop_leaves_the_parents_intact(void)
     close_pair(pair);
 }
 
+/* --- Polled by others --------------------------------------------------------------------------
+ */
+
+#define PATIENCE_MS 20000
+
+/* Waits for the descriptor as a foreign loop does; then that one turn is made. */
+static bool is_readable(int timeout_ms)
+{
+    struct pollfd poll_fd = {.fd = pr_loop_pollable_fd(&loop), .events = POLLIN};
+    REQUIRE(poll_fd.fd >= 0);
+    return poll(&poll_fd, 1, timeout_ms) == 1;
+}
+
+static int pumped_turn(void)
+{
+    int result = pr_loop_run_once(&loop, 0);
+    pr_loop_end_run(&loop);
+    return result;
+}
+
+/* Turns, each when the descriptor asks for it, until `letters` things ran; then it asks no more. */
+static void pump_until(const char *letters)
+{
+    while (strlen(what_ran) < strlen(letters)) {
+        REQUIRE(is_readable(PATIENCE_MS));
+        CHECK_EQUAL(pumped_turn(), 0);
+    }
+    CHECK_TEXT(what_ran, letters);
+    for (int i = 0; i < 3 && is_readable(0); i++) /* what a callback has asked for */
+        CHECK_EQUAL(pumped_turn(), 0);
+    CHECK(!is_readable(0));
+}
+
+static int read_and_note(struct pr_watch *watch, uint32_t events)
+{
+    char byte;
+    REQUIRE_EQUAL(read(watch->fd, &byte, 1), 1);
+    return actor_on_ready(watch, events);
+}
+
+static bool begin_polled(const char *backend)
+{
+    if (pr_loop_init(&loop, backend) < 0)
+        return false;
+    forget_what_ran();
+    CHECK(!is_readable(0));
+    return true;
+}
+
+static void its_descriptor_shows_what_there_is_to_do(const char *backend)
+{
+    struct actor event = new_actor('e'), timer = new_actor('t'), posted = new_actor('p');
+    struct actor soon = new_actor('s');
+    int pair[2];
+    if (!begin_polled(backend))
+        SKIP("no such backend here");
+    open_pair(pair);
+    watch(&event, pair[0]);
+    event.watch.on_ready = read_and_note;
+    for (int i = 0; i < 3 && is_readable(0); i++) /* the watch may have to be submitted */
+        CHECK_EQUAL(pumped_turn(), 0);
+    CHECK(!is_readable(0));
+    REQUIRE_EQUAL(write(pair[1], "xy", 2), 2);
+    pump_until("ee");
+
+    int64_t deadline_ns = pr_now_ns() + 5 * PR_NS_PER_MS;
+    call_at(&timer, deadline_ns);
+    pr_loop_wakeup(&loop);
+    pump_until("eet");
+    CHECK_AT_LEAST(pr_now_ns(), deadline_ns);
+
+    pthread_t thread;
+    REQUIRE_EQUAL(pthread_create(&thread, NULL, post_from_a_thread, callback_of(&posted)), 0);
+    pump_until("eetp");
+    pthread_join(thread, NULL);
+
+    call_soon(&soon);
+    pr_loop_wakeup(&loop);
+    pump_until("eetps");
+    pr_watch_stop(&loop.watches, &event.watch);
+    end();
+    close_pair(pair);
+}
+
+static void what_a_turn_leaves_over_keeps_it_readable(const char *backend)
+{
+    struct actor first = new_actor('1'), second = new_actor('2'), posted = new_actor('p');
+    if (!begin_polled(backend))
+        SKIP("no such backend here");
+    first.result = 9; /* ends the turn */
+    call_soon(&first);
+    call_soon(&second);
+    CHECK_EQUAL(pumped_turn(), 9);
+    pump_until("12");
+    CHECK_EQUAL(pr_loop_prepare(&loop), -1);
+    pr_loop_post(&loop, callback_of(&posted)); /* between a run's turns: nobody is woken */
+    pr_loop_end_run(&loop);
+    pump_until("12p");
+    end();
+}
+
+static void its_descriptor_shows_what_there_is_to_do_with_epoll(void)
+{
+    its_descriptor_shows_what_there_is_to_do("epoll");
+}
+
+static void its_descriptor_shows_what_there_is_to_do_with_io_uring(void)
+{
+    its_descriptor_shows_what_there_is_to_do("io_uring");
+}
+
+static void what_a_turn_leaves_over_keeps_it_readable_with_epoll(void)
+{
+    what_a_turn_leaves_over_keeps_it_readable("epoll");
+}
+
+static void what_a_turn_leaves_over_keeps_it_readable_with_io_uring(void)
+{
+    what_a_turn_leaves_over_keeps_it_readable("io_uring");
+}
+
+static void a_backend_without_such_a_descriptor_says_so(void)
+{
+    begin_with_fake();
+    CHECK_EQUAL(pr_loop_pollable_fd(&loop), -ENOTSUP);
+    end();
+}
+
 int main(void)
 {
     RUN(callbacks_run_in_the_order_of_their_scheduling);
@@ -819,5 +948,11 @@ int main(void)
     RUN(a_loop_gives_its_descriptors_back);
     RUN(a_child_that_abandons_the_loop_leaves_the_parents_intact);
     RUN(the_farthest_deadlines_are_far_and_near);
+
+    RUN(its_descriptor_shows_what_there_is_to_do_with_epoll);
+    RUN(its_descriptor_shows_what_there_is_to_do_with_io_uring);
+    RUN(what_a_turn_leaves_over_keeps_it_readable_with_epoll);
+    RUN(what_a_turn_leaves_over_keeps_it_readable_with_io_uring);
+    RUN(a_backend_without_such_a_descriptor_says_so);
     return check_status();
 }

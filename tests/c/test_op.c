@@ -6,6 +6,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -382,6 +383,113 @@ static void epoll_carries_out_none(void)
     close_loop();
 }
 
+/* --- Between two runs, while others poll the loop
+ * -------------------------------------------------
+ */
+
+static bool is_readable(int timeout_ms)
+{
+    struct pollfd poll_fd = {.fd = pr_loop_pollable_fd(&loop), .events = POLLIN};
+    REQUIRE(poll_fd.fd >= 0);
+    return poll(&poll_fd, 1, timeout_ms) == 1;
+}
+
+static void one_turn(void)
+{
+    REQUIRE_EQUAL(pr_loop_run_once(&loop, 0), 0);
+    pr_loop_end_run(&loop);
+}
+
+/* A read of a pipe that the kernel waits in, while nobody runs the loop. */
+static void begin_polled_read(struct ending *ending, int ends[2], char *byte)
+{
+    open_loop();
+    REQUIRE_EQUAL(pipe(ends), 0);
+    CHECK(!is_readable(0));
+    begin(ending, read_op(ends[0], byte, 1, -1));
+    CHECK(is_readable(0)); /* to be submitted */
+    one_turn();
+    for (int i = 0; i < 3 && is_readable(0); i++)
+        one_turn();
+    CHECK(!is_readable(0));
+    CHECK_EQUAL(ending->ends, 0);
+}
+
+static void operations_go_on_while_others_poll_the_loop(void)
+{
+    struct ending ending, second;
+    int ends[2];
+    char byte = 0, other = 0;
+    begin_polled_read(&ending, ends, &byte);
+    REQUIRE_EQUAL(write(ends[1], "x", 1), 1);
+    REQUIRE(is_readable(20000));
+    one_turn();
+    CHECK_EQUAL(ending.ends, 1);
+    CHECK_EQUAL(byte, 'x');
+
+    begin(&second, read_op(ends[0], &other, 1, -1));
+    one_turn();
+    pr_loop_cancel(&loop, &second.op);
+    for (int i = 0; i < 10 && !second.ends; i++) {
+        REQUIRE(is_readable(20000));
+        one_turn();
+    }
+    CHECK_EQUAL(second.ends, 1);
+    CHECK_EQUAL(second.result, -ECANCELED);
+    close_loop();
+    close_pipe(ends);
+}
+
+static void *run_elsewhere(void *argument)
+{
+    *(int *)argument = pr_loop_run_once(&loop, 0);
+    return NULL;
+}
+
+static void a_thread_that_does_not_poll_cannot_take_over_what_is_under_way(void)
+{
+    struct ending ending;
+    int ends[2], result = 0;
+    char byte = 0;
+    pthread_t thread;
+    begin_polled_read(&ending, ends, &byte);
+    REQUIRE_EQUAL(pthread_create(&thread, NULL, run_elsewhere, &result), 0);
+    pthread_join(thread, NULL);
+    CHECK_EQUAL(result, -EXDEV);
+    REQUIRE_EQUAL(write(ends[1], "x", 1), 1);
+    wait_for_end(&ending);
+    CHECK_EQUAL(byte, 'x');
+    close_loop();
+    close_pipe(ends);
+}
+
+static void *begin_elsewhere(void *argument)
+{
+    struct ending *ending = argument;
+    REQUIRE(pr_loop_pollable_fd(&loop) >= 0);
+    begin(ending, ending->op);
+    one_turn();
+    return NULL;
+}
+
+static void what_a_thread_leaves_behind_ends_with_the_loop_or_not_at_all(void)
+{
+    struct ending ending;
+    int ends[2];
+    char byte = 0;
+    pthread_t thread;
+    open_loop();
+    REQUIRE_EQUAL(pipe(ends), 0);
+    ending.op = read_op(ends[0], &byte, 1, -1);
+    REQUIRE_EQUAL(pthread_create(&thread, NULL, begin_elsewhere, &ending), 0);
+    pthread_join(thread, NULL);
+    close_loop(); /* in this thread, which the ring does not obey */
+    CHECK_AT_MOST(ending.ends, 1);
+    if (ending.ends)
+        CHECK_EQUAL(ending.result, -ECANCELED);
+    close_pipe(ends);
+}
+
 int main(int count, char **arguments)
 {
     if (count > 1)
@@ -399,6 +507,9 @@ int main(int count, char **arguments)
     RUN(the_end_of_the_loop_ends_each_once);
     RUN(more_than_the_ring_has_places_for_all_end);
     RUN(any_order_of_submit_cancel_and_end_ends_each_once);
+    RUN(operations_go_on_while_others_poll_the_loop);
+    RUN(a_thread_that_does_not_poll_cannot_take_over_what_is_under_way);
+    RUN(what_a_thread_leaves_behind_ends_with_the_loop_or_not_at_all);
     rmdir(folder);
     return check_status();
 }

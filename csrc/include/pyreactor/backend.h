@@ -126,6 +126,14 @@ struct pr_backend_ops {
     int (*wait)(struct pr_backend *backend, struct pr_ready_event *events, int capacity,
                 int64_t timeout_ns);
 
+    /* The descriptor that is readable while wait() would report something and others look at it:
+     * between expose() and the next wait.  The backend's.  Returns it or a negative errno; -EXDEV
+     * is what another thread's wait fails with from then on.  Loop thread only. */
+    int (*pollable_fd)(struct pr_backend *backend);
+
+    /* No wait follows for now.  Only after pollable_fd().  Loop thread only. */
+    void (*expose)(struct pr_backend *backend);
+
     /* Gets the kernel's object.  Returns 0 or a negative errno. */
     int (*init)(struct pr_backend *backend);
 

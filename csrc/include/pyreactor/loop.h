@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "pyreactor/alarm.h"
 #include "pyreactor/backend.h"
 #include "pyreactor/callback.h"
 #include "pyreactor/ready_queue.h"
@@ -45,10 +46,13 @@ struct pr_loop {
     struct pr_timer_heap timers;
     struct pr_wakeup wakeup;
     struct pr_watch wakeup_watch;
+    struct pr_alarm alarm; /* when the next timer is due, for others; there once they poll */
+    struct pr_watch alarm_watch;
     struct pr_flush flushes; /* list head */
     bool dispatching;        /* a callback may be running */
     bool in_event;           /* it is an event's */
     bool running;            /* turns follow each other: see pr_loop_end_run() */
+    bool exposed;            /* nobody runs it: see pr_loop_pollable_fd() */
 
     int64_t now_ns;    /* read once a turn, in prepare, and once more after a sleep */
     int64_t polled_ns; /* the last poll */
@@ -116,9 +120,19 @@ int pr_loop_dispatch(struct pr_loop *loop);
 /*
  * Says that no turn follows for now, and that the next may be another thread's: until the next
  * pr_loop_prepare() the loop counts its time neither as busy nor as idle, and no send of the
- * backend's is under way; operations wait for that.  Loop thread only; not from a callback.
+ * backend's is under way; operations wait for that.  After pr_loop_pollable_fd() everything goes
+ * on, and the next turn has to be this thread's.  Loop thread only; not from a callback.
  */
 void pr_loop_end_run(struct pr_loop *loop);
+
+/*
+ * A descriptor that select(2) and its kind find readable while nobody runs the loop and it has
+ * something to do: an event, a post, a timer that is due.  It belongs to the loop; nobody else
+ * reads it.  What is scheduled between two runs by other means than these is to be followed by
+ * pr_loop_wakeup().  From the first call on, this thread has to make all turns.
+ * Returns it or a negative errno (-ENOTSUP: the backend has none).  Loop thread only.
+ */
+int pr_loop_pollable_fd(struct pr_loop *loop);
 
 /* One turn: prepare, wait (at most `timeout_ns` if that is not negative), dispatch.
  * Loop thread only. */

@@ -125,6 +125,16 @@ int pr_uring_map_enable(struct pr_uring_map *map);
 int pr_uring_map_register_buffers(struct pr_uring_map *map, struct pr_uring_buffer *buffers,
                                   uint32_t count, uint16_t group);
 
+/*
+ * Has the kernel write the eventfd `fd` for each completion, and where it has to be entered before
+ * it can complete something.  Count on the first time only: what an eventfd that somebody writes
+ * completes is told once for each registration (tried on 6.18).  Returns 0 or a negative errno.
+ */
+int pr_uring_map_register_eventfd(struct pr_uring_map *map, int fd);
+
+/* Ends that.  Returns 0 or a negative errno. */
+int pr_uring_map_unregister_eventfd(struct pr_uring_map *map);
+
 /* Unmaps and closes it; the kernel cancels what is in flight.  Any thread, when no other uses it.
  */
 void pr_uring_map_deinit(struct pr_uring_map *map);
