@@ -652,6 +652,11 @@ cdef extern from "pyreactor/buffer_group.h" nogil:
         uint64_t exhaustions
 
 
+cdef extern from "pyreactor/completion_queue.h" nogil:
+    ctypedef struct pr_strand "struct pr_strand":
+        unsigned delivered
+
+
 cdef extern from "pyreactor/aio.h" nogil:
     int PR_NO_OFFSET
     uint32_t PR_ANY_BUFFER
@@ -669,10 +674,7 @@ cdef extern from "pyreactor/aio.h" nogil:
     int PR_LOUD
     int PR_SILENT
     int PR_ENDED
-    ctypedef struct pr_strand "struct pr_strand":
-        unsigned delivered
     ctypedef struct pr_aio "struct pr_aio":
-        pr_aio *next
         pr_strand *strand
         void *owner
         pr_aio_kind kind
@@ -694,11 +696,17 @@ cdef extern from "pyreactor/aio.h" nogil:
 
 
 cdef extern from "pyreactor/completion_queue.h" nogil:
-    ctypedef struct pr_completion_queue "struct pr_completion_queue":
-        uint32_t load
-    int pr_completion_queue_take(
-        pr_completion_queue *queue, pr_aio **first, int64_t deadline_ns)
-    void pr_completion_queue_close(pr_completion_queue *queue)
+    ctypedef enum pr_worker_policy "enum pr_worker_policy":
+        PR_ROUND_ROBIN
+        PR_LEAST_LOADED
+        PR_BY_CONNECTION
+    ctypedef struct pr_completion_queues "struct pr_completion_queues":
+        unsigned count
+        uint64_t taken_over
+    int pr_completion_queues_take(
+        pr_completion_queues *queues, unsigned worker, pr_aio **aio, int64_t deadline_ns)
+    uint64_t pr_completion_queues_depth(pr_completion_queues *queues)
+    void pr_completion_queues_close(pr_completion_queues *queues)
 
 
 cdef extern from "pyreactor/proactor.h" nogil:
@@ -707,10 +715,6 @@ cdef extern from "pyreactor/proactor.h" nogil:
         int signal_number
     ctypedef struct pr_proactor_ops "struct pr_proactor_ops":
         const char *name
-    ctypedef enum pr_worker_policy "enum pr_worker_policy":
-        PR_ROUND_ROBIN
-        PR_LEAST_LOADED
-        PR_BY_CONNECTION
     ctypedef enum pr_proactor_stop "enum pr_proactor_stop":
         PR_GO_ON
         PR_DRAIN
@@ -726,8 +730,7 @@ cdef extern from "pyreactor/proactor.h" nogil:
     ctypedef struct pr_proactor "struct pr_proactor":
         pr_buffer_group buffers
         pr_notifier notifier
-        pr_completion_queue *workers
-        unsigned worker_count
+        pr_completion_queues workers
         int stop
         uint64_t live
     const pr_proactor_ops pr_proactor_uring_ops

@@ -97,7 +97,6 @@ cdef class ProactorCore(Port):
     cdef Channel find(self, int fd)
     cdef int submit(self, Operation operation) except -1
     cdef Operation prepare(self, object handle, object handler, object notify, bint is_socket)
-    cdef int handle_chain(self, pr_aio *aio) except -1
     cdef int handle(self, Operation operation) except -1
     cdef int handle_timer(self, Timer timer) except -1
     cdef int handle_operation(self, Operation operation) except -1

@@ -43,8 +43,9 @@ from pyreactor._native cimport (
     pr_aio,
     pr_aio_init,
     pr_aio_make_loud,
-    pr_completion_queue_close,
-    pr_completion_queue_take,
+    pr_completion_queues_close,
+    pr_completion_queues_depth,
+    pr_completion_queues_take,
     pr_now_ns,
     pr_proactor_cancel,
     pr_proactor_end_rest,
@@ -717,14 +718,17 @@ cdef class ProactorCore(Port):
                 return False
 
     def _work(self, unsigned index):
-        """Handle results until the queue is closed.  The worker's thread."""
+        """Handle results until the queues are closed.  The worker's thread."""
         cdef pr_aio *aio = NULL
         cdef int result
         while True:
-            with nogil:
-                result = pr_completion_queue_take(&self.core.workers[index], &aio, INT64_MAX)
+            result = pr_completion_queues_take(&self.core.workers, index, &aio, 0)
+            if result != 0:  # nothing yet: others may run meanwhile
+                with nogil:
+                    result = pr_completion_queues_take(
+                        &self.core.workers, index, &aio, INT64_MAX)
             if result == 0:
-                self.handle_chain(aio)
+                self.handle(<Operation>aio.owner)
             elif result == -errno.EINTR:
                 PyErr_CheckSignals()
             elif result == -errno.ESHUTDOWN:
@@ -738,19 +742,10 @@ cdef class ProactorCore(Port):
         cdef pr_aio *aio = NULL
         cdef unsigned index
         count = 0
-        for index in range(self.core.worker_count):
-            while pr_completion_queue_take(&self.core.workers[index], &aio, 0) == 0:
-                count += self.handle_chain(aio)
-        return count
-
-    cdef int handle_chain(self, pr_aio *aio) except -1:
-        cdef pr_aio *next
-        cdef int count = 0
-        while aio != NULL:
-            next = aio.next  # it may be under way again afterwards
-            self.handle(<Operation>aio.owner)
-            aio = next
-            count += 1
+        for index in range(self.core.workers.count):
+            while pr_completion_queues_take(&self.core.workers, index, &aio, 0) == 0:
+                self.handle(<Operation>aio.owner)
+                count += 1
         return count
 
     cdef int handle(self, Operation operation) except -1:
@@ -883,11 +878,8 @@ cdef class ProactorCore(Port):
 
     def _close_workers(self):
         """Make the workers end when they have handled what there is.  Any thread."""
-        cdef unsigned index
-        if self.core == NULL:
-            return
-        for index in range(self.core.worker_count):
-            pr_completion_queue_close(&self.core.workers[index])
+        if self.core != NULL:
+            pr_completion_queues_close(&self.core.workers)
 
     def _close(self):
         """Free it, when its threads have ended.  What was asked for too late ends here."""
@@ -921,17 +913,14 @@ cdef class ProactorCore(Port):
 
     def _stats(self):
         cdef pr_proactor_stats stats
-        cdef unsigned index
         if self.core == NULL:
             return {}
         pr_proactor_read_stats(self.core, &stats)
-        depth = 0
-        for index in range(self.core.worker_count):
-            depth += self.core.workers[index].load
         taken = self.core.buffers.taken
         return {
             **stats,
-            'queue_depth': depth,
+            'taken_over': self.core.workers.taken_over,
+            'queue_depth': pr_completion_queues_depth(&self.core.workers),
             'handles': len(self.channels),
             'buffers_taken': taken,
             'buffers_in_use': taken - min(taken, self.core.buffers.released),

@@ -381,6 +381,7 @@ class _Proactor(_Dispatcher):
         postponed                         how often an operation waited for a buffer
         waits                             turns of the main thread
         handles, queue_depth              registered; results that wait for a worker, or are handled
+        taken_over                        results that another worker had than the chosen one
         buffers_taken, buffers_in_use     buffers of the pool that reads took, and still have
         buffers_exhausted                 how often a read found none
         voluntary, nonvoluntary           context switches of the threads
@@ -522,7 +523,8 @@ class Proactor(_Proactor):
 
         `workers` is how many threads handle results. `select_worker` is "round_robin",
         "least_loaded" (the fewest results that wait or are being handled) or "connection" (always
-        the same one for a descriptor). `buffers` is a pool, or how many of `buffer_bytes` one is
+        the same one for a descriptor); what the first two choose a busy worker for, one that has
+        nothing to do takes over. `buffers` is a pool, or how many of `buffer_bytes` one is
         made of now: for reads that bring none; nothing is allocated later. `strict` names a buffer
         when a read is started, and reports each write. `on_error(handler, exception)` is told what
         handlers raise.

@@ -552,6 +552,38 @@ def test_the_least_loaded_worker_is_chosen(make):
         assert receive_exactly(slow, 4) == b"hold"
 
 
+@pytest.mark.parametrize("policy", ["round_robin", "least_loaded"])
+def test_results_do_not_wait_behind_handlers_that_block(make, policy):
+    held, release = threading.Semaphore(0), threading.Event()
+
+    class Holds(Service):
+        def handle_read(self, completion):
+            if completion.data == b"hold":
+                held.release()
+                release.wait(PATIENCE)
+            return completion.data
+
+    proactor = make(workers=3, select_worker=policy)
+    address = serve(proactor, Holds)
+    slow = [connect(address) for _ in range(2)]
+    quick = [connect(address) for _ in range(6)]
+    for client in slow:
+        client.sendall(b"hold")
+        assert held.acquire(timeout=PATIENCE)
+    for number in range(20):
+        for client in quick:
+            client.sendall(b"%04d" % number)
+        for client in quick:
+            assert receive_exactly(client, 4) == b"%04d" % number
+    if policy == "round_robin":
+        assert proactor.stats()["taken_over"] > 0
+    release.set()
+    for client in slow:
+        assert receive_exactly(client, 4) == b"hold"
+    for client in slow + quick:
+        client.close()
+
+
 def test_half_close_is_answered_before_the_end(make):
     class Last(Service):
         def handle_read(self, completion):

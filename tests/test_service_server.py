@@ -31,9 +31,6 @@ VARIANTS = {name: {} for name in MODELS} | {
 }
 
 
-PROACTORS = ("proactor", "simulated-proactor")
-
-
 @pytest.fixture(params=VARIANTS)
 def model(request):
     """A dispatcher's name and its options, as keyword arguments of Server."""
@@ -235,8 +232,7 @@ def test_stop_answers_what_was_sent_before_it(make, model, reported):
     slow.sendall(b"after it\n")
     stopping = threading.Thread(target=server.stop, kwargs={"timeout": PATIENCE})
     stopping.start()
-    # Loops wait for their handler, and so do results that a proactor's busy worker was given.
-    if model["dispatcher"] not in ("efficient-half-sync-half-async", *PROACTORS):
+    if model["dispatcher"] != "efficient-half-sync-half-async":  # loops wait for their handler
         assert receive_all(idle) == b""
         assert receive_all(half) == b""
         assert receive_all(pipelining) == b"one\n" * 1000
@@ -498,8 +494,6 @@ def test_connections_cost_no_thread(make, model):
 
 
 def test_blocking_handlers_overlap(make, model):
-    if model["dispatcher"] in PROACTORS:
-        pytest.skip("a result waits for its worker, also while that blocks: docs/services.md")
     together = threading.Barrier(3)
 
     def handle(request):

@@ -1,73 +1,216 @@
 /*
- * A stack that is taken whole and turned round: one exchange for however many there are.
+ * Who brings something does so first and looks for sleepers then; who has nothing to do says that
+ * it sleeps first and looks once more then.  All of these are sequentially consistent.  Something
+ * is brought in three ways: a result is put into a queue; a worker becomes busy, so that what is
+ * behind in its queue is for others; and it leaves in its own queue what it has taken from another.
  */
 #include "pyreactor/completion_queue.h"
 
 #include <errno.h>
 #include <stddef.h>
+#include <stdlib.h>
 
-#include "pyreactor/clock.h"
-
-void pr_completion_queue_init(struct pr_completion_queue *queue)
+int pr_completion_queues_init(struct pr_completion_queues *queues, unsigned count,
+                              enum pr_worker_policy policy)
 {
-    *queue = (struct pr_completion_queue){.newest = NULL};
-    pr_parker_init(&queue->parker, 0);
+    *queues = (struct pr_completion_queues){.count = count, .policy = policy};
+    queues->each = calloc(count, sizeof *queues->each);
+    if (!queues->each)
+        return -ENOMEM;
+    for (unsigned i = 0; i < count; i++)
+        pr_parker_init(&queues->each[i].parker, 0);
+    return 0;
 }
 
-void pr_completion_queue_put(struct pr_completion_queue *queue, struct pr_aio *aio)
+void pr_completion_queues_deinit(struct pr_completion_queues *queues)
 {
-    struct pr_aio *newest = atomic_load_explicit(&queue->newest, memory_order_relaxed);
-    atomic_fetch_add_explicit(&queue->load, 1, memory_order_relaxed);
-    do {
-        aio->next = newest;
-        /* Pairs with the exchange in take_all(): publishes the operation. */
-    } while (!atomic_compare_exchange_weak(&queue->newest, &newest, aio));
+    free(queues->each);
+    queues->each = NULL;
 }
 
-void pr_completion_queue_wake(struct pr_completion_queue *queue)
-{
-    (void)pr_unpark(&queue->parker, 1);
-}
+/* --- The main thread --------------------------------------------------------------------------
+ */
 
-static struct pr_aio *take_all(struct pr_completion_queue *queue)
+static unsigned least_loaded(const struct pr_completion_queues *queues)
 {
-    struct pr_aio *newest = atomic_exchange(&queue->newest, NULL);
-    struct pr_aio *oldest = NULL;
-    while (newest) {
-        struct pr_aio *next = newest->next;
-        newest->next = oldest;
-        oldest = newest;
-        newest = next;
+    unsigned found = 0;
+    uint32_t least = UINT32_MAX;
+    for (unsigned i = 0; i < queues->count && least > 0; i++) {
+        uint32_t load = atomic_load_explicit(&queues->each[i].load, memory_order_relaxed);
+        if (load < least) {
+            least = load;
+            found = i;
+        }
     }
-    return oldest;
+    return found;
 }
+
+static unsigned choose_worker(struct pr_completion_queues *queues, const struct pr_aio *aio)
+{
+    switch (queues->policy) {
+    case PR_LEAST_LOADED:
+        return least_loaded(queues);
+    case PR_BY_CONNECTION:
+        return (unsigned)aio->fd % queues->count;
+    default:
+        return queues->next++ % queues->count;
+    }
+}
+
+static void add_load(struct pr_completion_queues *queues, struct pr_aio *aio, unsigned worker)
+{
+    aio->worker = worker;
+    atomic_fetch_add_explicit(&queues->each[worker].load, 1, memory_order_relaxed);
+}
+
+void pr_completion_queues_put(struct pr_completion_queues *queues, struct pr_aio *aio)
+{
+    struct pr_strand *strand = aio->strand;
+    if (strand && atomic_load(&strand->delivered) > 0) {
+        add_load(queues, aio, atomic_load_explicit(&strand->worker, memory_order_relaxed));
+        pr_aio_fifo_put(&strand->waiting, aio);
+        if (atomic_fetch_add(&strand->delivered, 1) > 0)
+            return; /* whoever handles the one before it goes on with it */
+        (void)pr_aio_fifo_take(&strand->waiting, &strand->waiting);
+    } else {
+        add_load(queues, aio, choose_worker(queues, aio));
+        if (strand) {
+            atomic_store_explicit(&strand->worker, aio->worker, memory_order_relaxed);
+            atomic_store(&strand->delivered, 1);
+        }
+    }
+    struct pr_completion_queue *queue = &queues->each[aio->worker];
+    queue->touched = true;
+    pr_aio_fifo_put(&queue->fifo, aio); /* a worker's from here on */
+}
+
+/* Wakes one worker that has nothing to do. */
+static void wake_idle(struct pr_completion_queues *queues)
+{
+    if (queues->policy == PR_BY_CONNECTION || atomic_load(&queues->idle) == 0)
+        return;
+    for (unsigned i = 0; i < queues->count; i++) {
+        if (pr_unpark(&queues->each[i].parker, 1) > 0)
+            return;
+    }
+}
+
+void pr_completion_queues_wake(struct pr_completion_queues *queues)
+{
+    for (unsigned i = 0; i < queues->count; i++) {
+        struct pr_completion_queue *queue = &queues->each[i];
+        if (!queue->touched)
+            continue;
+        queue->touched = false;
+        if (pr_unpark(&queue->parker, 1) == 0 && pr_aio_fifo_has_some(&queue->fifo))
+            wake_idle(queues);
+    }
+}
+
+/* --- Workers ----------------------------------------------------------------------------------
+ */
+
+static bool is_open_to_others(struct pr_completion_queues *queues, unsigned worker)
+{
+    struct pr_completion_queue *queue = &queues->each[worker];
+    return queues->policy != PR_BY_CONNECTION && atomic_load(&queue->busy) &&
+           pr_aio_fifo_has_some(&queue->fifo);
+}
+
+static struct pr_aio *find(struct pr_completion_queues *queues, unsigned worker)
+{
+    struct pr_aio_fifo *own = &queues->each[worker].fifo;
+    struct pr_aio *aio = pr_aio_fifo_take(own, own);
+    for (unsigned i = 1; !aio && i < queues->count; i++) {
+        unsigned other = (worker + i) % queues->count;
+        if (is_open_to_others(queues, other))
+            aio = pr_aio_fifo_take(&queues->each[other].fifo, own);
+    }
+    return aio;
+}
+
+static void begin(struct pr_completion_queues *queues, unsigned worker, struct pr_aio *aio)
+{
+    struct pr_completion_queue *queue = &queues->each[worker];
+    if (aio->worker != worker) {
+        atomic_fetch_sub_explicit(&queues->each[aio->worker].load, 1, memory_order_relaxed);
+        add_load(queues, aio, worker);
+        atomic_fetch_add_explicit(&queues->taken_over, 1, memory_order_relaxed);
+    }
+    if (aio->strand)
+        atomic_store_explicit(&aio->strand->worker, worker, memory_order_relaxed);
+    atomic_store(&queue->busy, true);
+    if (pr_aio_fifo_has_some(&queue->fifo))
+        wake_idle(queues);
+}
+
+struct look {
+    struct pr_completion_queues *queues;
+    unsigned worker;
+};
 
 static bool has_something(void *argument)
 {
-    struct pr_completion_queue *queue = argument;
-    return atomic_load(&queue->newest) || atomic_load(&queue->closed);
+    const struct look *look = argument;
+    struct pr_completion_queues *queues = look->queues;
+    if (atomic_load(&queues->closed) || pr_aio_fifo_has_some(&queues->each[look->worker].fifo))
+        return true;
+    for (unsigned i = 0; i < queues->count; i++) {
+        if (is_open_to_others(queues, i))
+            return true;
+    }
+    return false;
 }
 
-int pr_completion_queue_take(struct pr_completion_queue *queue, struct pr_aio **first,
-                             int64_t deadline_ns)
+int pr_completion_queues_take(struct pr_completion_queues *queues, unsigned worker,
+                              struct pr_aio **aio, int64_t deadline_ns)
 {
+    struct pr_completion_queue *queue = &queues->each[worker];
     for (;;) {
-        bool closed = atomic_load(&queue->closed); /* before the look: nothing comes after it */
-        *first = take_all(queue);
-        if (*first)
+        bool closed = atomic_load(&queues->closed); /* before the look: nothing comes after it */
+        *aio = find(queues, worker);
+        if (*aio) {
+            begin(queues, worker, *aio);
             return 0;
+        }
         if (closed)
             return -ESHUTDOWN;
         if (deadline_ns == 0)
             return -ETIMEDOUT;
-        int error = pr_park(&queue->parker, has_something, queue, deadline_ns);
+        atomic_fetch_add(&queues->idle, 1);
+        struct look look = {.queues = queues, .worker = worker};
+        int error = pr_park(&queue->parker, has_something, &look, deadline_ns);
+        atomic_fetch_sub(&queues->idle, 1);
         if (error < 0)
             return error;
     }
 }
 
-void pr_completion_queue_close(struct pr_completion_queue *queue)
+void pr_completion_queues_end(struct pr_completion_queues *queues, unsigned worker,
+                              struct pr_strand *strand)
 {
-    atomic_store(&queue->closed, true);
-    (void)pr_unpark(&queue->parker, PR_UNPARK_ALL);
+    struct pr_completion_queue *queue = &queues->each[worker];
+    atomic_store(&queue->busy, false); /* what waits in its queue is its own again */
+    atomic_fetch_sub_explicit(&queue->load, 1, memory_order_relaxed);
+    /* Where it was not the last of its strand the strand is this thread's still. */
+    if (strand && atomic_fetch_sub(&strand->delivered, 1) > 1)
+        pr_aio_fifo_put(&queue->fifo, pr_aio_fifo_take(&strand->waiting, &strand->waiting));
+}
+
+/* --- Any thread -------------------------------------------------------------------------------
+ */
+
+uint64_t pr_completion_queues_depth(struct pr_completion_queues *queues)
+{
+    uint64_t depth = 0;
+    for (unsigned i = 0; i < queues->count; i++)
+        depth += atomic_load_explicit(&queues->each[i].load, memory_order_relaxed);
+    return depth;
+}
+
+void pr_completion_queues_close(struct pr_completion_queues *queues)
+{
+    atomic_store(&queues->closed, true);
+    for (unsigned i = 0; i < queues->count; i++)
+        (void)pr_unpark(&queues->each[i].parker, PR_UNPARK_ALL);
 }

@@ -27,17 +27,14 @@ int pr_proactor_new(struct pr_proactor **proactor, const struct pr_proactor_ops 
     pr_buffer_group_init(&made->buffers, pool, wake_for_buffer);
     made->demux = demux;
     made->trace = trace;
-    made->policy = policy;
     made->strict = strict;
-    made->worker_count = workers;
     pr_timer_heap_init(&made->timers);
     made->in_flight.newer = made->in_flight.older = &made->in_flight;
-    made->workers = calloc(workers, sizeof *made->workers);
-    int error = made->workers ? pr_notifier_init(&made->notifier) : -ENOMEM;
+    int error = pr_completion_queues_init(&made->workers, workers, policy);
+    if (error == 0)
+        error = pr_notifier_init(&made->notifier);
     if (error < 0)
         goto free_memory;
-    for (unsigned i = 0; i < workers; i++)
-        pr_completion_queue_init(&made->workers[i]);
     error = ops->init(made);
     if (error < 0)
         goto close_notifier;
@@ -48,7 +45,7 @@ close_notifier:
     pr_notifier_deinit(&made->notifier);
 free_memory:
     pr_buffer_group_deinit(&made->buffers);
-    free(made->workers);
+    pr_completion_queues_deinit(&made->workers);
     free(made);
     return error;
 }
@@ -61,7 +58,7 @@ void pr_proactor_free(struct pr_proactor *proactor)
     pr_buffer_group_deinit(&proactor->buffers);
     pr_timer_heap_deinit(&proactor->timers);
     pr_notifier_deinit(&proactor->notifier);
-    free(proactor->workers);
+    pr_completion_queues_deinit(&proactor->workers);
     free(proactor);
 }
 
@@ -145,9 +142,7 @@ static void end_one(struct pr_proactor *proactor)
 
 void pr_proactor_handled(struct pr_proactor *proactor, unsigned worker, struct pr_strand *strand)
 {
-    pr_completion_queue_handled(&proactor->workers[worker]);
-    if (strand)
-        atomic_fetch_sub(&strand->delivered, 1);
+    pr_completion_queues_end(&proactor->workers, worker, strand);
     end_one(proactor);
 }
 
@@ -166,35 +161,6 @@ void pr_proactor_read_stats(struct pr_proactor *proactor, struct pr_proactor_sta
 
 /* --- To a worker ------------------------------------------------------------------------------
  */
-
-static unsigned least_loaded(const struct pr_proactor *proactor)
-{
-    unsigned found = 0;
-    uint32_t least = UINT32_MAX;
-    for (unsigned i = 0; i < proactor->worker_count && least > 0; i++) {
-        uint32_t load = atomic_load_explicit(&proactor->workers[i].load, memory_order_relaxed);
-        if (load < least) {
-            least = load;
-            found = i;
-        }
-    }
-    return found;
-}
-
-static unsigned select_worker(struct pr_proactor *proactor, const struct pr_aio *aio)
-{
-    /* Results of a strand follow those of it that a worker has: so they stay in order. */
-    if (aio->strand && atomic_load(&aio->strand->delivered) > 0)
-        return aio->strand->worker;
-    switch (proactor->policy) {
-    case PR_LEAST_LOADED:
-        return least_loaded(proactor);
-    case PR_BY_CONNECTION:
-        return (unsigned)aio->fd % proactor->worker_count;
-    default:
-        return proactor->next_worker++ % proactor->worker_count;
-    }
-}
 
 static uint32_t events_of(const struct pr_aio *aio)
 {
@@ -220,26 +186,8 @@ static void deliver(struct pr_proactor *proactor, struct pr_aio *aio)
         }
         aio->buffer = buffer;
     }
-    unsigned worker = select_worker(proactor, aio);
-    aio->worker = worker;
-    if (aio->strand) {
-        aio->strand->worker = worker;
-        atomic_fetch_add(&aio->strand->delivered, 1);
-    }
     pr_trace_note(proactor->trace, PR_ACTION_SELECT, aio->fd, events_of(aio));
-    proactor->workers[worker].touched = true;
-    pr_completion_queue_put(&proactor->workers[worker], aio); /* the worker's from here on */
-}
-
-/* Once for all that were put into a queue. */
-static void wake_workers(struct pr_proactor *proactor)
-{
-    for (unsigned i = 0; i < proactor->worker_count; i++) {
-        if (proactor->workers[i].touched) {
-            proactor->workers[i].touched = false;
-            pr_completion_queue_wake(&proactor->workers[i]);
-        }
-    }
+    pr_completion_queues_put(&proactor->workers, aio);
 }
 
 void pr_proactor_take_signals(struct pr_proactor *proactor)
@@ -485,7 +433,7 @@ int pr_proactor_run_once(struct pr_proactor *proactor, int64_t timeout_ns)
     pr_proactor_take_inbox(proactor);
     take_timers(proactor);
     start_postponed(proactor);
-    wake_workers(proactor);
+    pr_completion_queues_wake(&proactor->workers);
     if (proactor->stop_seen && atomic_load(&proactor->live) == 0) {
         pr_notifier_end(&proactor->notifier);
         return 1;
@@ -493,7 +441,7 @@ int pr_proactor_run_once(struct pr_proactor *proactor, int64_t timeout_ns)
     atomic_fetch_add_explicit(&proactor->waits, 1, memory_order_relaxed);
     int error = proactor->ops->wait(proactor, sleep_ns(proactor, timeout_ns));
     take_timers(proactor);
-    wake_workers(proactor);
+    pr_completion_queues_wake(&proactor->workers);
     return error;
 }
 
@@ -501,5 +449,5 @@ void pr_proactor_end_rest(struct pr_proactor *proactor)
 {
     proactor->stop_seen = proactor->abort_seen = true;
     pr_proactor_take_inbox(proactor);
-    wake_workers(proactor);
+    pr_completion_queues_wake(&proactor->workers);
 }

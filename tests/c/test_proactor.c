@@ -42,8 +42,7 @@ static void *run(void *argument)
         result = pr_proactor_run_once(proactor, -1);
     while (result == 0 || result == -EINTR);
     CHECK_EQUAL(result, 1);
-    for (unsigned i = 0; i < WORKERS; i++)
-        pr_completion_queue_close(&proactor->workers[i]);
+    pr_completion_queues_close(&proactor->workers);
     return NULL;
 }
 
@@ -76,23 +75,18 @@ static void handle_connection(struct connection *connection, struct pr_aio *aio)
 
 static void *work(void *argument)
 {
-    struct pr_completion_queue *queue = argument;
+    const unsigned worker = (unsigned)(uintptr_t)argument;
     struct pr_aio *aio;
-    while (pr_completion_queue_take(queue, &aio, INT64_MAX) == 0) {
-        while (aio) {
-            struct pr_aio *next = aio->next;
-            struct pr_strand *strand = aio->strand;
-            unsigned worker = aio->worker;
-            if (strand) {
-                handle_connection(aio->owner, aio);
-            } else {
-                if (aio->buffer < PR_ANY_BUFFER && aio->kind == PR_AIO_READ)
-                    pr_proactor_release_buffer(proactor, aio->buffer);
-                atomic_fetch_add(&ended, 1);
-            }
-            pr_proactor_handled(proactor, worker, strand);
-            aio = next;
+    while (pr_completion_queues_take(&proactor->workers, worker, &aio, INT64_MAX) == 0) {
+        struct pr_strand *strand = aio->strand;
+        if (strand) {
+            handle_connection(aio->owner, aio);
+        } else {
+            if (aio->buffer < PR_ANY_BUFFER && aio->kind == PR_AIO_READ)
+                pr_proactor_release_buffer(proactor, aio->buffer);
+            atomic_fetch_add(&ended, 1);
         }
+        pr_proactor_handled(proactor, worker, strand);
     }
     return NULL;
 }
@@ -116,7 +110,7 @@ static bool begin(const struct pr_proactor_ops *ops, bool strict, uint32_t buffe
     REQUIRE_EQUAL(error, 0);
     REQUIRE_EQUAL(pthread_create(&main_thread, NULL, run, NULL), 0);
     for (unsigned i = 0; i < WORKERS; i++)
-        REQUIRE_EQUAL(pthread_create(&workers[i], NULL, work, &proactor->workers[i]), 0);
+        REQUIRE_EQUAL(pthread_create(&workers[i], NULL, work, (void *)(uintptr_t)i), 0);
     return true;
 }
 

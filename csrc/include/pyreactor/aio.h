@@ -23,6 +23,7 @@
 #define PR_ANY_BUFFER (PR_BUFFER_NONE - 1) /* one that is chosen when it is needed */
 
 struct pr_proactor;
+struct pr_strand;
 
 enum pr_aio_kind {
     PR_AIO_READ,
@@ -52,12 +53,6 @@ enum pr_aio_silence {
     PR_LOUD,   /* a worker is told of its end */
     PR_SILENT, /* no worker is, if it ends well */
     PR_ENDED,  /* it has done so: it is its owner's again */
-};
-
-/* Operations whose results are to be handled one after the other, in one thread at a time. */
-struct pr_strand {
-    _Atomic(unsigned) delivered; /* to a worker, and not handled yet */
-    unsigned worker;             /* which has them; the main thread's */
 };
 
 struct pr_aio {

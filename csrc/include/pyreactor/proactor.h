@@ -60,12 +60,6 @@ struct pr_proactor_ops {
     void (*forget)(struct pr_proactor *proactor, int fd);
 };
 
-enum pr_worker_policy {
-    PR_ROUND_ROBIN,
-    PR_LEAST_LOADED,  /* the fewest results that wait or are being handled */
-    PR_BY_CONNECTION, /* always the same one for a descriptor */
-};
-
 enum pr_proactor_stop {
     PR_GO_ON,
     PR_DRAIN, /* reads and accepts end, writes are written, results are handled */
@@ -91,10 +85,7 @@ struct pr_proactor {
     struct pr_notifier notifier;
     bool strict; /* one step at a time: a buffer is named when the read is started */
 
-    struct pr_completion_queue *workers; /* owned */
-    unsigned worker_count;
-    unsigned next_worker;
-    enum pr_worker_policy policy;
+    struct pr_completion_queues workers;
 
     /* The main thread's: */
     struct pr_aio in_flight; /* list head: started, and not finished */
@@ -145,7 +136,7 @@ bool pr_aio_make_loud(struct pr_aio *aio);
 int pr_proactor_run_once(struct pr_proactor *proactor, int64_t timeout_ns);
 
 /*
- * Says that what `worker` took out of its queue is handled; `strand` is the operation's, which may
+ * Says that what `worker` took out of the queues is handled; `strand` is the operation's, which may
  * be under way again by now.  That worker's thread.
  */
 void pr_proactor_handled(struct pr_proactor *proactor, unsigned worker, struct pr_strand *strand);
