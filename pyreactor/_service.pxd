@@ -76,7 +76,7 @@ cdef class Connection:
     cdef pr_counter requests
     cdef pr_counter bytes_received
     cdef pr_counter bytes_sent
-    cdef int64_t unsent_seen   # the keeper's
+    cdef pr_counter taken_seen # what the client had taken when last looked at, or UNSEEN
     cdef bint held             # under the owner's lock: its end waits for the lock
     cdef bint end_is_due
     cdef bint over             # end() was called
@@ -93,6 +93,8 @@ cdef class Connection:
     cdef int end(self) except -1
     cdef int poke(self) except -1
     cdef int64_t unsent(self) except -1
+    cdef uint64_t taken(self) except? 0
+    cdef bint takes_more(self) except -1
 
 
 cdef class ReadyConnection(Connection):

@@ -46,6 +46,14 @@ cdef extern from "<poll.h>" nogil:
     int poll(pollfd *fds, unsigned long count, int timeout)
 
 
+cdef extern from "<sys/ioctl.h>" nogil:
+    int ioctl(int fd, unsigned long request, int *value)
+
+
+cdef extern from "<linux/sockios.h>" nogil:
+    unsigned long SIOCOUTQ  # asks how many bytes the peer has not taken yet: tcp(7), unix(7)
+
+
 cdef enum:
     RECEIVE_BYTES = 64 * 1024
     SEND_BYTES = 64 * 1024           # answers are sent when there are as many, or no more requests
@@ -72,6 +80,7 @@ cdef enum:
     BLOCKED    # the client does not read
 
 cdef uint64_t NEVER = UINT64_MAX >> 2
+cdef uint64_t UNSEEN = UINT64_MAX
 
 
 cdef inline uint64_t due_of(uint64_t now_ns, uint64_t limit_ns, int phase) noexcept:
@@ -244,9 +253,8 @@ cdef class ConnectionSet:
             pr_counter_set(&connection.due, due_of(now_ns, limit_ns, phase))
             return 0
         unsent = connection.unsent()
-        if unsent > 0 and unsent < connection.unsent_seen:
-            connection.unsent_seen = unsent  # it reads, if slowly
-            pr_counter_set(&connection.due, due_of(now_ns, self.idle_ns, SENDING))
+        if unsent > 0 and connection.takes_more():  # it reads, if slowly
+            pr_counter_set(&connection.due, due_of(now_ns, self.idle_ns, phase))
             return 0
         if phase == RECEIVING:
             self.note(connection, 'timeouts', RequestTimeout(
@@ -348,7 +356,7 @@ cdef class Connection:
         self.greeted = owner.make_state is None and owner.made is None
         self.introduced = self.greeted
         self.draining = owner.draining
-        self.unsent_seen = 0x7fffffffffffffff
+        pr_counter_set(&self.taken_seen, UNSEEN)
         pr_counter_set(&self.due, due_of(<uint64_t>pr_now_ns(), owner.idle_ns, IDLE))
         sock.setblocking(False)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -551,6 +559,7 @@ cdef class Connection:
         """Says what the connection waits for from here on, and how long it may."""
         cdef ConnectionSet owner = self.owner
         cdef uint64_t now_ns = <uint64_t>pr_now_ns()
+        pr_counter_set(&self.taken_seen, self.taken() if blocked else UNSEEN)
         if blocked or self.closing or self.ended or self.next < len(self.frames):
             pr_counter_set(&self.due, due_of(now_ns, owner.idle_ns, SENDING))
         elif self.framer.pending == 0:
@@ -570,8 +579,24 @@ cdef class Connection:
         raise NotImplementedError
 
     cdef int64_t unsent(self) except -1:
-        """How many bytes the client has not taken, where another thread can know.  Any thread."""
-        return 0
+        """How many of the bytes that were sent the client has not taken.  Any thread."""
+        cdef int unsent = 0
+        with self.owner.lock:
+            if self in self.owner.connections:  # its descriptor is still its own
+                ioctl(self.fd, SIOCOUTQ, &unsent)  # leaves 0 where the socket cannot tell
+        return unsent
+
+    cdef uint64_t taken(self) except? 0:
+        """A number that changes when it has taken some, or was sent some.  Any thread."""
+        cdef uint64_t unsent = <uint64_t>self.unsent()  # of a Unix socket more than its bytes
+        return pr_counter_read(&self.bytes_sent) - unsent
+
+    cdef bint takes_more(self) except -1:
+        """Whether it has taken some since the last look; after the first it may have."""
+        cdef uint64_t seen = pr_counter_read(&self.taken_seen)
+        cdef uint64_t taken = self.taken()
+        pr_counter_set(&self.taken_seen, taken)
+        return taken != seen
 
 
 cdef class ReadyConnection(Connection):
@@ -775,7 +800,6 @@ cdef class CompletedConnection(Connection):
             self.gone = True
             return 0
         pr_counter_add(&self.bytes_sent, <uint64_t>PyBytes_GET_SIZE(data))
-        self.unsent_seen = unsent
         return unsent <= UNSENT_BYTES_MAX
 
     cdef int go_on_when_written(self, bint reading) except -1:
@@ -793,6 +817,6 @@ cdef class CompletedConnection(Connection):
             if self not in self.owner.connections or self.port is None:
                 return 0
             try:
-                return self.port.unsent(self.fd)
+                return self.port.unsent(self.fd) + Connection.unsent(self)
             except (KeyError, ValueError):
                 return 0  # it is about to be closed

@@ -500,6 +500,41 @@ def test_a_client_that_never_reads_is_disconnected(serve, reported):
         wait_until(lambda: server.stats()["connections"] == 0)
 
 
+def read_slowly(client, seconds, size, pause):
+    """Read again and again; returns how much, and the longest time between two reads."""
+    received, longest = 0, 0.0
+    begin = before = time.monotonic()
+    while before < begin + seconds and (data := client.recv(size)):
+        received += len(data)
+        time.sleep(pause)
+        now = time.monotonic()
+        before, longest = now, max(longest, now - before)
+    return received, longest
+
+
+def test_a_client_that_reads_slowly_is_not_disconnected(serve, reported):
+    # So much that it waits at the server for long; the kernel says that there is room again only
+    # when a third of its own is free, which takes longer than idle_timeout.
+    answer = b"x" * 8_000_000
+    framing = Lines(max_bytes=len(answer))
+    _, address = serve(Service(lambda request: answer, framing=framing, idle_timeout=0.5))
+    for _ in range(10):
+        with socket.socket() as client:
+            client.settimeout(PATIENCE)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+            client.connect(address)
+            client.sendall(b"?\n")
+            received, longest = read_slowly(client, 1.2, 8 * 1024, 0.01)
+            client.shutdown(socket.SHUT_WR)
+            received += len(receive_all(client))
+            if received == len(answer) + 1:
+                assert reported == []
+                return
+            assert longest > 0.1, f"it was disconnected after {received} bytes, and had always read"
+            reported.clear()
+    raise AssertionError("this machine is too busy for a client that reads steadily")
+
+
 def test_a_client_is_not_idle_because_the_server_is_late(serve, reported):
     go_on = threading.Event()
 
