@@ -76,7 +76,7 @@ cdef class Connection:
     cdef pr_counter requests
     cdef pr_counter bytes_received
     cdef pr_counter bytes_sent
-    cdef pr_counter taken_seen # what the client had taken when last looked at, or UNSEEN
+    cdef pr_counter taken_seen  # what the client had taken when last looked at, or UNSEEN
     cdef bint held             # under the owner's lock: its end waits for the lock
     cdef bint end_is_due
     cdef bint over             # end() was called

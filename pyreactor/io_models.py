@@ -146,6 +146,11 @@ class AsyncIO(IOModel):
     """Asynchronous I/O on io_uring: the kernel fills the buffer, and then says so.
 
     What a Proactor is made of, in one thread: the one that calls wait() first, and it alone.
+
+    POSIX's aio_read(3) is not used in its place, since it only looks alike: the C library has
+    threads of this process read (aio(7)).  A write to a socket waits there for the read before it,
+    and a read that waits for its peer cannot be cut short.  Without io_uring a SimulatedProactor
+    has these operations, and says that the application does them.
     """
 
     synchronous = False
@@ -153,21 +158,29 @@ class AsyncIO(IOModel):
     io_by = "kernel"
 
     def __init__(self) -> None:
-        """Raises OSError where there is no io_uring."""
+        """Raises OSError, with the reason, where there is no io_uring."""
         from pyreactor import _dispatch, _proactor
+        from pyreactor.backend import io_uring_refusal
         from pyreactor.buffer_pool import BufferPool
         from pyreactor.handle_set import log_error
 
-        self._core = _proactor.ProactorCore(
-            "io_uring",
-            None,
-            BufferPool(16, 16 * 1024),
-            _dispatch.TraceCore(),
-            1,
-            "round_robin",
-            False,
-            log_error,
-        )
+        try:
+            self._core = _proactor.ProactorCore(
+                "io_uring",
+                None,
+                BufferPool(16, 16 * 1024),
+                _dispatch.TraceCore(),
+                1,
+                "round_robin",
+                False,
+                log_error,
+            )
+        except OSError as exc:
+            raise type(exc)(
+                exc.errno,
+                "there is no asynchronous I/O on this machine, because"
+                f" {io_uring_refusal(exc.errno or 0)}; SimulatedProactor has the same operations",
+            ) from exc
 
     def aio_read(
         self,

@@ -16,31 +16,26 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import socket
-import threading
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 from pyreactor import _dispatch, _proactor
 from pyreactor._demux import DemultiplexerCore
 from pyreactor._proactor import Operation, Timer
+from pyreactor.backend import io_uring_refusal
 from pyreactor.buffer_pool import BufferPool
+from pyreactor.completion_acceptor import CompletionAcceptor
 from pyreactor.demultiplexers import Demultiplexer, EpollDemultiplexer
 from pyreactor.dispatchers import _Dispatcher, _refuse_asynchronous, _worker_count
 from pyreactor.handle_set import ErrorHook, log_error
-from pyreactor.handlers import READ, AcceptHandler, CompletionHandler, EventHandler, TimerHandler
+from pyreactor.handlers import READ, AcceptHandler, CompletionHandler, EventHandler
 
 __all__ = ["Operation", "Proactor", "SimulatedProactor", "new_proactor"]
 
 _BUFFERS = 1024
 _BUFFER_BYTES = 16 * 1024
-_ACCEPTS_UNDER_WAY = 16  # of one listener, so that accepting goes on while workers register
-_REST_SECONDS = 0.1
 _log = logging.getLogger("pyreactor")
-
-# What a thing to wait for readiness with has, and a pool of buffers has not.
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class _Proactor(_Dispatcher):
@@ -78,7 +73,7 @@ class _Proactor(_Dispatcher):
             strict,
             on_error,
         )
-        self._acceptors: dict[int, _Acceptor] = {}
+        self._acceptors: dict[int, CompletionAcceptor] = {}
         self._last_stats: dict[str, int] = {}
 
     # Operations
@@ -296,8 +291,19 @@ class _Proactor(_Dispatcher):
             if fd in self._acceptors:
                 raise KeyError(f"descriptor {fd} is already registered")
             handler._bind(self)  # type: ignore[arg-type]
-            acceptor = self._acceptors[fd] = _Acceptor(self, handler)
+            acceptor = self._acceptors[fd] = CompletionAcceptor(
+                self, handler, self._forget_acceptor
+            )
         acceptor.resume()
+
+    def _forget_acceptor(self, handler: AcceptHandler) -> None:
+        fd = handler.fileno()
+        self._acceptors.pop(fd, None)
+        try:
+            handler.handle_close(fd)
+        except BaseException as exc:
+            self.on_error(handler, exc)
+        handler._unbind(self)  # type: ignore[arg-type]
 
     # Timers
 
@@ -357,7 +363,7 @@ class _Proactor(_Dispatcher):
         self._last_stats = self._core._stats()
         self._core._close()
         for acceptor in list(self._acceptors.values()):
-            acceptor.finish()
+            acceptor.remove()
 
     def _end_waits(self) -> None:
         self._core._stop(True)
@@ -398,98 +404,6 @@ class _Proactor(_Dispatcher):
 
     def _queue_depth(self) -> int:
         return int((self._core._stats() or {"queue_depth": 0})["queue_depth"])
-
-
-class _Acceptor(CompletionHandler):
-    """Accepts for an AcceptHandler: some operations, each started again when it is done."""
-
-    def __init__(self, proactor: _Proactor, handler: AcceptHandler) -> None:
-        self._proactor = proactor
-        self._handler = handler
-        self._changes = threading.Lock()
-        self._operations: set[Operation] = set()
-        self._suspended = False
-        self._removed = False
-        self._closed = False
-        self._resting = False
-        self._rests = 0  # without a connection between them
-
-    def resume(self) -> None:
-        """Have as many operations under way as there should be."""
-        with self._changes:
-            self._suspended = False
-            self._start()
-
-    def _start(self) -> None:
-        while not self._suspended and not self._removed and not self._resting:
-            wanted = 1 if self._rests else min(_ACCEPTS_UNDER_WAY, self._handler.backlog)
-            if len(self._operations) >= wanted:
-                return
-            self._operations.add(self._proactor.aio_accept(self._handler.sock, self))
-
-    def suspend(self) -> None:
-        """Have none."""
-        with self._changes:
-            self._suspended = True
-            for operation in self._operations:
-                operation.cancel()
-
-    def remove(self) -> None:
-        """End; the handler closes its listener when none is under way."""
-        with self._changes:
-            self._removed = True
-            for operation in self._operations:
-                operation.cancel()
-        self._close_if_done()
-
-    finish = remove
-
-    def handle_read(self, completion: Any) -> None:
-        """There are no reads."""
-
-    def handle_accept(self, completion: Any) -> None:
-        """Register the connection, and accept the next."""
-        error = completion.error
-        if error is None:
-            self._rests = 0
-            self._proactor._bind_connection(completion.sock, self._handler.factory)
-        with self._changes:
-            self._operations.discard(completion.operation)
-            if error is not None and error.errno == errno.ECANCELED:
-                if self._proactor.stopping:
-                    self._removed = True
-            elif error is not None and error.errno in _EXHAUSTED:
-                self._rest(error)
-            if not self._removed:
-                self._start()
-        self._close_if_done()
-
-    def _rest(self, error: OSError) -> None:
-        """Try again after a moment: the listener stays ready, and it would be a busy loop."""
-        if not self._resting:
-            if self._rests == 0:
-                _log.error("cannot accept a connection, and tries again until it can: %s", error)
-            self._rests += 1
-            self._resting = True
-            self._proactor.schedule_timer(TimerHandler(self._rise), _REST_SECONDS)
-
-    def _rise(self, timer: Any) -> None:
-        with self._changes:
-            self._resting = False
-            self._start()
-
-    def _close_if_done(self) -> None:
-        with self._changes:
-            if self._closed or not self._removed or self._operations:
-                return
-            self._closed = True
-        fd = self._handler.fileno()
-        self._proactor._acceptors.pop(fd, None)
-        try:
-            self._handler.handle_close(fd)
-        except BaseException as exc:
-            self._proactor.on_error(self._handler, exc)
-        self._handler._unbind(self._proactor)  # type: ignore[arg-type]
 
 
 class Proactor(_Proactor):
@@ -543,8 +457,8 @@ class Proactor(_Proactor):
                 raise
             raise type(exc)(
                 exc.errno,
-                f"there is no Proactor on this machine, because {_why_not(exc)}; SimulatedProactor"
-                " has the same interface without io_uring",
+                f"there is no Proactor on this machine, because {io_uring_refusal(exc.errno)};"
+                " SimulatedProactor has the same interface without io_uring",
             ) from exc
 
 
@@ -623,23 +537,6 @@ def _refuse_synchronous(io: Any, name: str) -> None:
         )
     if getattr(io, "synchronous", None) is not False:
         raise TypeError(f"asynchronous I/O was expected, got {io!r}")
-
-
-def _why_not(exc: OSError) -> str:
-    if exc.errno == errno.ENOSYS:
-        return "its kernel has no io_uring"
-    if exc.errno == errno.EPERM:
-        try:
-            with open("/proc/sys/kernel/io_uring_disabled") as setting:
-                disabled = int(setting.read())
-        except (OSError, ValueError):
-            disabled = 0
-        if disabled:
-            return f"io_uring is disabled (kernel.io_uring_disabled={disabled})"
-        return "io_uring is forbidden to this process, as by a seccomp filter"
-    if exc.errno == errno.EINVAL:
-        return f"its io_uring is older than Linux 6.1 ({os.uname().release})"
-    return f"io_uring cannot have its memory ({exc.strerror}; see ulimit -l)"
 
 
 def _descriptor(handle: Any) -> int:
