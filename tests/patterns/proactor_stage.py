@@ -4,7 +4,7 @@ usage: proactor_stage.py KIND [OPTION=VALUE ...]
 
 Each call of a handler is between two marks, "handle/FD" and "handled/FD".  It can be told to
 "read", by a single operation that is told by a signal, from a pair of sockets, and so by AsyncIO,
-without a proactor: see witness.py.
+without a proactor, and to tell its "stats": see witness.py.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def serve(kind: str, options: dict[str, Any]) -> None:
         roles = {tid: name.split("-")[1] for tid, name in dispatcher.threads().items()}
         roles[os.getpid()] = "application"
         facts = {"address": acceptor.address, "roles": roles, "listener": acceptor.fileno()}
-        witness.obey(facts, {"read": read, "read_asynchronously": read_asynchronously})
+        actions = {"read": read, "read_asynchronously": read_asynchronously}
+        witness.obey(facts, {**actions, "stats": dispatcher.stats})
     for sock in pair:
         sock.close()
 

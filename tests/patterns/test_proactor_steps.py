@@ -31,6 +31,7 @@ def play(kind):
         scene.settle("idle")
         with scene.connect() as client:
             scene.settle("connected")
+            scene.stats = scene.tell("stats")
             for number in range(REQUESTS):
                 scene.mark(f"request/{number}")
                 scene.exchange(client, b"hello")
@@ -158,7 +159,8 @@ def test_P0_workers_make_no_call_of_the_network(proactor):
     assert proactor.calls("io_uring_enter", role="worker") == []
 
 
-def test_P1_the_main_thread_submits(proactor):
+def test_P1_the_main_thread_submits_with_a_buffer_of_the_pool(proactor):
+    assert proactor.stats["buffers_in_use"] == 1  # nothing has come yet
     enters = proactor.calls("io_uring_enter", after="connected", before="end")
     assert {call.role for call in enters} == {"main"}
     submitted = sum(int(call.arguments.split(", ")[1]) for call in enters)
