@@ -371,15 +371,19 @@ cdef class Channel:
 
     cdef int answer(self, object answer, bint last) except -1:
         """Does what a handler answers."""
+        cdef bint keep = False
         if answer is None:
             pass
         elif isinstance(answer, int):
-            last = answer == CLOSE or (last and answer != KEEP)
+            keep = answer == KEEP
+            last = answer == CLOSE or (last and not keep)
         elif not isinstance(answer, bytes):
             answer = bytes(answer)
         with self.lock:
             if last:
                 self.closing = True
+            elif keep:  # of bytes that came when it had said CLOSE already
+                self.closing = self.aborted
             if isinstance(answer, bytes) and answer:
                 self.send(answer)
         return 0

@@ -771,9 +771,11 @@ cdef class CompletedConnection(Connection):
             self.unread = True
             self.go_on_when_written(False)
             return KEEP
-        if self.draining and not self.reads_rest():
-            self.linger = True
-            return CLOSE
+        if self.draining:
+            if not self.reads_rest():
+                self.linger = True
+                return CLOSE
+            return KEEP  # also where it said CLOSE while these bytes were on their way
         return None
 
     cdef bint reads_rest(self) except -1:

@@ -15,6 +15,7 @@ import threading
 import time
 
 import pytest
+from waiting import wait_until
 
 from pyreactor import proactor as proactor_module
 from pyreactor.demultiplexers import (
@@ -27,6 +28,8 @@ from pyreactor.demultiplexers import (
 from pyreactor.dispatchers import Reactor
 from pyreactor.handlers import (
     CLOSE,
+    KEEP,
+    READ,
     WRITE,
     AcceptHandler,
     CompletionHandler,
@@ -631,6 +634,36 @@ def test_handle_write_decides_whether_to_close(make, keep):
             assert client.recv(1) == b""
     assert workers
     assert all("worker" in name for name in workers)
+
+
+@pytest.mark.parametrize("kind", [pytest.param(Proactor, marks=needs_io_uring), SimulatedProactor])
+def test_what_was_read_before_a_close_may_revoke_it(kind):
+    """The bytes are on their way to the handler already when it says that it has enough."""
+    entered, release = threading.Event(), threading.Event()
+
+    class Revokes(Service):
+        mask = READ | WRITE
+
+        def handle_write(self, completion):
+            if entered.is_set():
+                proactor.write(completion.handle, b" and after")
+            entered.set()
+            release.wait(PATIENCE)
+            return CLOSE
+
+        def handle_read(self, completion):
+            proactor.write(completion.handle, completion.data)
+            proactor.report_written(completion.handle)
+            return KEEP
+
+    with kind(workers=2) as proactor, pair() as (ours, theirs):
+        proactor.register_handle(ours, Revokes(ours))
+        assert entered.wait(PATIENCE)
+        theirs.sendall(b"before")
+        wait_until(lambda: proactor.stats()["queue_depth"] == 2, PATIENCE)
+        release.set()
+        assert receive_exactly(theirs, 16) == b"before and after"
+        assert theirs.recv(1) == b""
 
 
 def test_report_written_tells_once_when_all_is_written(make):

@@ -84,6 +84,15 @@ void pr_completion_queues_put(struct pr_completion_queues *queues, struct pr_aio
     pr_aio_fifo_put(&queue->fifo, aio); /* a worker's from here on */
 }
 
+/* Whether something waits in a worker's queue that it will not see soon.  Where it is not busy it
+ * looks once more before it sleeps, and where it becomes so it sees to what is behind itself. */
+static bool is_open_to_others(struct pr_completion_queues *queues, unsigned worker)
+{
+    struct pr_completion_queue *queue = &queues->each[worker];
+    return queues->policy != PR_BY_CONNECTION && atomic_load(&queue->busy) &&
+           pr_aio_fifo_has_some(&queue->fifo);
+}
+
 /* Wakes one worker that has nothing to do. */
 static void wake_idle(struct pr_completion_queues *queues)
 {
@@ -102,20 +111,13 @@ void pr_completion_queues_wake(struct pr_completion_queues *queues)
         if (!queue->touched)
             continue;
         queue->touched = false;
-        if (pr_unpark(&queue->parker, 1) == 0 && pr_aio_fifo_has_some(&queue->fifo))
+        if (pr_unpark(&queue->parker, 1) == 0 && is_open_to_others(queues, i))
             wake_idle(queues);
     }
 }
 
 /* --- Workers ----------------------------------------------------------------------------------
  */
-
-static bool is_open_to_others(struct pr_completion_queues *queues, unsigned worker)
-{
-    struct pr_completion_queue *queue = &queues->each[worker];
-    return queues->policy != PR_BY_CONNECTION && atomic_load(&queue->busy) &&
-           pr_aio_fifo_has_some(&queue->fifo);
-}
 
 static struct pr_aio *find(struct pr_completion_queues *queues, unsigned worker)
 {
