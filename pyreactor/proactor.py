@@ -387,7 +387,7 @@ class _Proactor(_Dispatcher):
         postponed                         how often an operation waited for a buffer
         waits                             turns of the main thread
         handles, queue_depth              registered; results that wait for a worker, or are handled
-        taken_over                        results that another worker had than the chosen one
+        taken_over                        results that went from a busy worker to a free one
         buffers_taken, buffers_in_use     buffers of the pool that reads took, and still have
         buffers_exhausted                 how often a read found none
         voluntary, nonvoluntary           context switches of the threads

@@ -1,8 +1,12 @@
 /*
  * Who brings something does so first and looks for sleepers then; who has nothing to do says that
  * it sleeps first and looks once more then.  All of these are sequentially consistent.  Something
- * is brought in three ways: a result is put into a queue; a worker becomes busy, so that what is
- * behind in its queue is for others; and it leaves in its own queue what it has taken from another.
+ * is brought in these ways: a result is put into a queue, by the main thread, or, from its strand,
+ * by the worker that had the one before; a worker becomes busy, so that what is behind in its queue
+ * is for others; and it leaves in its own queue what it has taken from another.
+ *
+ * Who is woken takes one result, of whichever queue, and wakes the next where there are more.  Who
+ * goes on with what it had left looks for nobody: all who have gone to sleep since have seen it.
  */
 #include "pyreactor/completion_queue.h"
 
@@ -71,7 +75,7 @@ void pr_completion_queues_put(struct pr_completion_queues *queues, struct pr_aio
         pr_aio_fifo_put(&strand->waiting, aio);
         if (atomic_fetch_add(&strand->delivered, 1) > 0)
             return; /* whoever handles the one before it goes on with it */
-        (void)pr_aio_fifo_take(&strand->waiting, &strand->waiting);
+        (void)pr_aio_fifo_take(&strand->waiting);
     } else {
         add_load(queues, aio, choose_worker(queues, aio));
         if (strand) {
@@ -84,8 +88,10 @@ void pr_completion_queues_put(struct pr_completion_queues *queues, struct pr_aio
     pr_aio_fifo_put(&queue->fifo, aio); /* a worker's from here on */
 }
 
-/* Whether something waits in a worker's queue that it will not see soon.  Where it is not busy it
- * looks once more before it sleeps, and where it becomes so it sees to what is behind itself. */
+/*
+ * Whether something waits in a worker's queue that it will not see soon.  Where it is not busy it
+ * looks once more before it sleeps, and where it becomes so it sees to what is behind itself.
+ */
 static bool is_open_to_others(struct pr_completion_queues *queues, unsigned worker)
 {
     struct pr_completion_queue *queue = &queues->each[worker];
@@ -119,31 +125,58 @@ void pr_completion_queues_wake(struct pr_completion_queues *queues)
 /* --- Workers ----------------------------------------------------------------------------------
  */
 
+/* Takes over what waits behind the busy worker `other`: the first of it, and the rest for later. */
+static struct pr_aio *take_over(struct pr_completion_queues *queues, unsigned worker,
+                                unsigned other)
+{
+    struct pr_aio *first = pr_aio_fifo_take_all(&queues->each[other].fifo);
+    uint64_t count = 0;
+    for (struct pr_aio *aio = first; aio; aio = aio->next, count++) {
+        atomic_fetch_sub_explicit(&queues->each[aio->worker].load, 1, memory_order_relaxed);
+        add_load(queues, aio, worker);
+    }
+    if (first)
+        pr_aio_fifo_leave(&queues->each[worker].fifo, first->next);
+    atomic_fetch_add_explicit(&queues->taken_over, count, memory_order_relaxed);
+    return first;
+}
+
+/* Whether more was chosen for a worker than it can begin with when it is awake. */
+static bool has_several(struct pr_completion_queues *queues, unsigned worker)
+{
+    return queues->policy != PR_BY_CONNECTION &&
+           atomic_load_explicit(&queues->each[worker].load, memory_order_relaxed) > 1;
+}
+
 static struct pr_aio *find(struct pr_completion_queues *queues, unsigned worker)
 {
-    struct pr_aio_fifo *own = &queues->each[worker].fifo;
-    struct pr_aio *aio = pr_aio_fifo_take(own, own);
+    struct pr_completion_queue *queue = &queues->each[worker];
+    struct pr_aio *left = atomic_load(&queue->fifo.rest);
+    struct pr_aio *aio = pr_aio_fifo_take(&queue->fifo);
+    queue->brought |= !aio || aio != left;
     for (unsigned i = 1; !aio && i < queues->count; i++) {
         unsigned other = (worker + i) % queues->count;
-        if (is_open_to_others(queues, other))
-            aio = pr_aio_fifo_take(&queues->each[other].fifo, own);
+        if (is_open_to_others(queues, other) || has_several(queues, other))
+            aio = take_over(queues, worker, other);
     }
     return aio;
 }
 
 static void begin(struct pr_completion_queues *queues, unsigned worker, struct pr_aio *aio)
 {
-    struct pr_completion_queue *queue = &queues->each[worker];
-    if (aio->worker != worker) {
-        atomic_fetch_sub_explicit(&queues->each[aio->worker].load, 1, memory_order_relaxed);
-        add_load(queues, aio, worker);
-        atomic_fetch_add_explicit(&queues->taken_over, 1, memory_order_relaxed);
-    }
     if (aio->strand)
         atomic_store_explicit(&aio->strand->worker, worker, memory_order_relaxed);
-    atomic_store(&queue->busy, true);
-    if (pr_aio_fifo_has_some(&queue->fifo))
-        wake_idle(queues);
+    atomic_store(&queues->each[worker].busy, true);
+}
+
+/* Whether something waits that only others see to in time. */
+static bool has_more(struct pr_completion_queues *queues)
+{
+    for (unsigned i = 0; i < queues->count; i++) {
+        if (is_open_to_others(queues, i))
+            return true;
+    }
+    return false;
 }
 
 struct look {
@@ -155,13 +188,8 @@ static bool has_something(void *argument)
 {
     const struct look *look = argument;
     struct pr_completion_queues *queues = look->queues;
-    if (atomic_load(&queues->closed) || pr_aio_fifo_has_some(&queues->each[look->worker].fifo))
-        return true;
-    for (unsigned i = 0; i < queues->count; i++) {
-        if (is_open_to_others(queues, i))
-            return true;
-    }
-    return false;
+    return atomic_load(&queues->closed) || pr_aio_fifo_has_some(&queues->each[look->worker].fifo) ||
+           has_more(queues);
 }
 
 int pr_completion_queues_take(struct pr_completion_queues *queues, unsigned worker,
@@ -173,8 +201,12 @@ int pr_completion_queues_take(struct pr_completion_queues *queues, unsigned work
         *aio = find(queues, worker);
         if (*aio) {
             begin(queues, worker, *aio);
+            if (queue->brought && atomic_load(&queues->idle) > 0 && has_more(queues))
+                wake_idle(queues);
+            queue->brought = false;
             return 0;
         }
+        atomic_store(&queue->busy, false);
         if (closed)
             return -ESHUTDOWN;
         if (deadline_ns == 0)
@@ -183,6 +215,7 @@ int pr_completion_queues_take(struct pr_completion_queues *queues, unsigned work
         struct look look = {.queues = queues, .worker = worker};
         int error = pr_park(&queue->parker, has_something, &look, deadline_ns);
         atomic_fetch_sub(&queues->idle, 1);
+        queue->brought = true; /* what it was woken for, if it finds something else */
         if (error < 0)
             return error;
     }
@@ -192,11 +225,15 @@ void pr_completion_queues_end(struct pr_completion_queues *queues, unsigned work
                               struct pr_strand *strand)
 {
     struct pr_completion_queue *queue = &queues->each[worker];
-    atomic_store(&queue->busy, false); /* what waits in its queue is its own again */
     atomic_fetch_sub_explicit(&queue->load, 1, memory_order_relaxed);
     /* Where it was not the last of its strand the strand is this thread's still. */
-    if (strand && atomic_fetch_sub(&strand->delivered, 1) > 1)
-        pr_aio_fifo_put(&queue->fifo, pr_aio_fifo_take(&strand->waiting, &strand->waiting));
+    if (strand && atomic_fetch_sub(&strand->delivered, 1) > 1) {
+        struct pr_aio *next = pr_aio_fifo_take(&strand->waiting);
+        atomic_fetch_sub_explicit(&queues->each[next->worker].load, 1, memory_order_relaxed);
+        add_load(queues, next, worker);
+        pr_aio_fifo_put(&queue->fifo, next);
+        queue->brought = true;
+    }
 }
 
 /* --- Any thread -------------------------------------------------------------------------------

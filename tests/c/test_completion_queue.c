@@ -67,12 +67,14 @@ static void handle(unsigned worker, int which)
 static void the_choice_holds_while_the_worker_is_free(void)
 {
     begin(2, PR_ROUND_ROBIN);
-    put(0, 4);
-    CHECK_EQUAL(pr_completion_queues_depth(&queues), 4);
+    put(0, 2);
+    CHECK_EQUAL(pr_completion_queues_depth(&queues), 2);
     handle(1, 1);
-    handle(1, 3);
-    CHECK_EQUAL(take(1), -1); /* the other has two, and nothing to do */
+    CHECK_EQUAL(take(1), -1); /* the other has one, and nothing else to do */
     handle(0, 0);
+    CHECK_EQUAL(take(0), -1);
+    put(2, 2);
+    handle(1, 3);
     handle(0, 2);
     CHECK_EQUAL(queues.taken_over, 0);
     end();
@@ -105,9 +107,9 @@ static void what_waits_behind_a_busy_worker_is_for_the_others(void)
     pr_completion_queues_end(&queues, 0, NULL);
     handle(0, 4); /* those that the other has taken along are for it, too */
     pr_completion_queues_end(&queues, 1, NULL);
+    handle(1, 6); /* in turn */
     CHECK_EQUAL(take(1), -1);
-    handle(0, 6);
-    CHECK_EQUAL(queues.taken_over, 1);
+    CHECK_EQUAL(queues.taken_over, 3 + 2 + 1);
     end();
 }
 

@@ -26,22 +26,19 @@ static inline void pr_aio_fifo_put(struct pr_aio_fifo *fifo, struct pr_aio *aio)
     struct pr_aio *newest = atomic_load_explicit(&fifo->newest, memory_order_relaxed);
     do {
         aio->next = newest;
-        /* Pairs with the exchange in pr_aio_fifo_take(): publishes the operation. */
+        /* Pairs with the exchange in pr_aio_fifo_take_all(): publishes the operation. */
     } while (!atomic_compare_exchange_weak(&fifo->newest, &newest, aio));
 }
 
-/* Whether there is something; a thread that takes may hold what it is about to leave in `rest`.
- * Any thread. */
+/* Whether there is something; a thread that takes may hold what it is about to leave there.  Any
+ * thread. */
 static inline bool pr_aio_fifo_has_some(struct pr_aio_fifo *fifo)
 {
     return atomic_load(&fifo->rest) || atomic_load(&fifo->newest);
 }
 
-/*
- * Takes the oldest operation, and leaves those behind it in `own`: the same one, or an empty one
- * for which others are taken.  NULL where there is none.  The thread that owns `own`.
- */
-static inline struct pr_aio *pr_aio_fifo_take(struct pr_aio_fifo *fifo, struct pr_aio_fifo *own)
+/* Takes all, oldest first, linked by `next`; NULL where there is none.  Any thread. */
+static inline struct pr_aio *pr_aio_fifo_take_all(struct pr_aio_fifo *fifo)
 {
     struct pr_aio *oldest = NULL;
     if (atomic_load_explicit(&fifo->rest, memory_order_relaxed))
@@ -55,8 +52,23 @@ static inline struct pr_aio *pr_aio_fifo_take(struct pr_aio_fifo *fifo, struct p
             newest = next;
         }
     }
-    if (oldest && oldest->next)
-        atomic_store(&own->rest, oldest->next);
+    return oldest;
+}
+
+/* Has `rest`, which may be NULL, taken next of all.  The thread that owns it, when it found nothing
+ * else to be taken, or has taken what comes before. */
+static inline void pr_aio_fifo_leave(struct pr_aio_fifo *fifo, struct pr_aio *rest)
+{
+    if (rest)
+        atomic_store(&fifo->rest, rest);
+}
+
+/* Takes the oldest; NULL where there is none.  The thread that owns it. */
+static inline struct pr_aio *pr_aio_fifo_take(struct pr_aio_fifo *fifo)
+{
+    struct pr_aio *oldest = pr_aio_fifo_take_all(fifo);
+    if (oldest)
+        pr_aio_fifo_leave(fifo, oldest->next);
     return oldest;
 }
 

@@ -3,9 +3,10 @@
  * worker for each result and puts it into that one's queue.  They have no bound of their own: there
  * are as many operations as connections have under way, and each brings its own link.
  *
- * The choice holds while the chosen worker is free.  Where it handles something else, what waits in
- * its queue is for whoever has nothing to do: no result waits while a worker sleeps.  But with
- * PR_BY_CONNECTION each waits for its own worker, whose thread is what was asked for.
+ * The choice holds while the chosen worker is free.  Where it handles something else, or has
+ * several to begin with, what waits in its queue is for whoever has nothing to do: no result waits
+ * behind another while a worker sleeps.  But with PR_BY_CONNECTION each waits for its own worker,
+ * whose thread is what was asked for.
  *
  * Results of one strand are handled one after the other all the same, since no more than one of
  * them is in a queue, or being handled; the others wait in the strand.
@@ -39,8 +40,9 @@ struct pr_completion_queue {
     struct pr_aio_fifo fifo;
     struct pr_parker parker;
     _Atomic(uint32_t) load; /* chosen for it, or being handled by it */
-    atomic_bool busy;       /* its worker handles something */
+    atomic_bool busy;       /* its worker handles results, and has not found the end of them */
     bool touched;           /* its worker is to be woken; the main thread's */
+    bool brought;           /* there may be something that sleepers have not seen; its worker's */
 };
 
 struct pr_completion_queues {
@@ -49,7 +51,7 @@ struct pr_completion_queues {
     enum pr_worker_policy policy;
     unsigned next;                /* in turn; the main thread's */
     _Atomic(unsigned) idle;       /* workers that sleep, or are about to */
-    _Atomic(uint64_t) taken_over; /* from the worker that was chosen */
+    _Atomic(uint64_t) taken_over; /* results, from one worker to another */
     atomic_bool closed;
 };
 
