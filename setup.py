@@ -1,9 +1,12 @@
 """The extensions of pyreactor: each with its Cython module and the C files that it links."""
 
+import copy
+import os
 from glob import glob
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 # A file without state of its own may be linked by several.
 CSRC = {
@@ -94,7 +97,22 @@ CSRC = {
 }
 LIBRARIES = {"_tls_engine": ["dl"]}  # part of the C library as of glibc 2.34
 
+
+class ApartBuilder(build_ext):
+    """Builds each extension in a folder of its own.
+
+    Extensions that link the same C file write its object file at the same time otherwise, where
+    they are built in parallel.
+    """
+
+    def build_extension(self, ext):
+        builder = copy.copy(self)
+        builder.build_temp = os.path.join(self.build_temp, ext.name)
+        build_ext.build_extension(builder, ext)
+
+
 setup(
+    cmdclass={"build_ext": ApartBuilder},
     ext_modules=cythonize(
         [
             Extension(
@@ -108,5 +126,5 @@ setup(
             )
             for name, sources in CSRC.items()
         ]
-    )
+    ),
 )

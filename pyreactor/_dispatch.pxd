@@ -14,8 +14,9 @@ from pyreactor._native cimport (
     pr_timer,
     pr_trace,
     pr_transfer,
+    pr_work,
 )
-from pyreactor._queue cimport QueueCore
+from pyreactor._queue cimport NativeHandler, QueueCore
 
 
 cdef class Completion:
@@ -99,6 +100,16 @@ cdef class ThreadSetCore:
     cdef dict members  # thread ident -> Member
 
     cdef Member this_member(self)
+
+
+cdef class Worker(NativeHandler):
+    cdef QueueCore queue
+    cdef TraceCore trace
+    cdef list pumps
+    cdef dict guests  # thread ident -> how many requests it handles, one in another
+    cdef object guest_left  # threading.Condition: a guest has handled its request
+
+    cdef int handle(self, pr_work *work) except -1
 
 
 cdef class Pump:

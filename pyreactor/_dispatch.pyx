@@ -52,9 +52,12 @@ from pyreactor._native cimport (
     pr_member_init,
     pr_now_ns,
     pr_pump_deinit,
+    pr_pump_handled,
     pr_pump_next,
+    pr_pump_read,
     pr_pump_stop,
     pr_pump_take,
+    pr_pump_unhandled,
     pr_request,
     pr_request_release,
     pr_role,
@@ -81,7 +84,10 @@ from pyreactor._native cimport (
     pr_transfer,
     pr_work,
 )
-from pyreactor._queue cimport QueueCore
+from pyreactor._queue cimport NativeHandler, QueueCore, is_object_request, item_of
+
+from pyreactor._queue import QueueClosed
+from pyreactor._thread_pool import run_item
 
 READ = PR_READABLE
 WRITE = PR_WRITABLE
@@ -837,8 +843,14 @@ cdef class Pump:
                 result = pr_pump_next(&self.core, &event)
             if result == 1:
                 self.handle_set.handle(&event, NULL)
-            elif result == 0 or result == -errno.ESHUTDOWN:
+            elif result == 0:
                 return
+            elif result == -errno.ESHUTDOWN:
+                if self.core.stopping:
+                    return
+                raise QueueClosed(
+                    'the request queue of a running dispatcher was closed, so that requests have '
+                    'nowhere to go: call its stop(), before what shares the queue is shut down')
             elif result == -errno.EINTR:
                 PyErr_CheckSignals()
             else:
@@ -870,31 +882,117 @@ cdef class Pump:
         pr_pump_stop(&self.core)
 
 
-def run_worker(QueueCore queue not None, TraceCore trace not None, pumps):
-    """Take requests of `pumps` out of the queue, and handle them, until it is closed and empty."""
-    cdef pr_work work
-    cdef Pump pump
-    cdef int result
-    cdef list by_index = list(pumps)
-    while True:
-        with nogil:
-            result = pr_pump_take(queue.core, &trace.core, &work)
-        if result == 0:
-            pump = by_index[work.pump_index]
-            try:
-                pump.handle_set.handle(&work.event, work.transfer)
-            finally:
-                free(work.transfer)
-        elif result == -errno.ESHUTDOWN:
-            return
-        elif result == -errno.EINTR:
-            PyErr_CheckSignals()
-        elif result != -errno.EBADMSG:
-            raise_errno(result)
+@cython.auto_pickle(False)
+cdef class Worker(NativeHandler):
+    """The synchronous side of a dispatcher: handles what its pumps put into its queue.
+
+    Its own threads take requests in run().  Others that take things out of the queue are guests:
+    they call the NativeRequest that they get.
+    """
+
+    def __init__(self, QueueCore queue not None, TraceCore trace not None, pumps):
+        self.queue = queue
+        self.trace = trace
+        self.pumps = list(pumps)
+        self.guests = {}
+        self.guest_left = threading.Condition()
+        queue.set_native_handler(self)
+
+    def run(self):
+        """Take requests out of the queue, and handle them, until it is closed and empty."""
+        cdef pr_request request
+        cdef pr_work work
+        cdef int result
+        while True:
+            with nogil:
+                result = pr_pump_take(self.queue.core, &request)
+            if result == 0:
+                if pr_pump_read(&request, &self.trace.core, &work):
+                    self.handle(&work)
+                else:
+                    run_item(item_of(self.queue, &request))
+            elif result == -errno.ESHUTDOWN:
+                return
+            elif result == -errno.EINTR:
+                PyErr_CheckSignals()
+            else:
+                raise_errno(result)
+
+    cdef int handle(self, pr_work *work) except -1:
+        cdef Pump pump = self.pumps[work.pump_index]
+        try:
+            pump.handle_set.handle(&work.event, work.transfer)
+        finally:
+            free(work.transfer)
+            pr_pump_handled(&pump.core)
+        return 0
+
+    cdef int handle_native(self, pr_request *request) except -1:
+        cdef pr_work work
+        cdef object ident = threading.get_ident()
+        if not pr_pump_read(request, &self.trace.core, &work):
+            pr_request_release(request)
+            raise RuntimeError('the request is of another kind than the dispatcher puts')
+        self.guests[ident] = self.guests.get(ident, 0) + 1
+        try:
+            self.handle(&work)
+        finally:
+            self.guests[ident] -= 1
+            if not self.guests[ident]:
+                del self.guests[ident]
+            with self.guest_left:
+                self.guest_left.notify_all()
+        return 0
+
+    cdef void release_native(self, pr_request *request) noexcept:
+        cdef pr_work work
+        cdef Pump pump
+        if pr_pump_read(request, NULL, &work):
+            pump = self.pumps[work.pump_index]
+            pr_pump_handled(&pump.core)
+        pr_request_release(request)
+        with self.guest_left:
+            self.guest_left.notify_all()
+
+    def is_guest(self):
+        """Return whether the calling thread handles a request, and is not one of the own."""
+        return threading.get_ident() in self.guests
+
+    def drop(self):
+        """Release what is left in the closed queue.  Its handles stay busy, and are to be closed.
+
+        What others have put there is no request, and is called.
+        """
+        cdef pr_request request
+        while self.queue.core.ops.try_get(self.queue.core, &request, 1) == 1:
+            if is_object_request(&request):
+                run_item(item_of(self.queue, &request))
+            else:
+                self.release_native(&request)
+
+    def wait_for_guests(self, timeout):
+        """Wait until no request is in the queue or being handled; return whether that is so.
+
+        Before it the queue is closed, and the pumps and the own threads have ended.
+        """
+        with self.guest_left:
+            return self.guest_left.wait_for(self.is_idle, timeout)
+
+    def is_idle(self):
+        """Return whether no request is in the queue or being handled."""
+        cdef Pump pump
+        for pump in self.pumps:
+            if pr_pump_unhandled(&pump.core):
+                return False
+        return True
+
+    def leave(self):
+        """Let the queue go; another dispatcher may use it if it is not closed."""
+        self.queue.set_native_handler(None)
 
 
-def drop_requests(QueueCore queue not None):
-    """Release what is left in a closed queue.  Its handles stay busy, and are to be closed."""
+def drop_connections(QueueCore queue not None):
+    """Close the connections that are left in a loop's closed queue."""
     cdef pr_request request
     while queue.core.ops.try_get(queue.core, &request, 1) == 1:
         pr_request_release(&request)

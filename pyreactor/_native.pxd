@@ -632,7 +632,10 @@ cdef extern from "pyreactor/pump.h" nogil:
     int pr_pump_next(pr_pump *pump, pr_event *event)
     void pr_pump_deinit(pr_pump *pump)
     void pr_pump_stop(pr_pump *pump)
-    int pr_pump_take(pr_request_queue *queue, pr_trace *trace, pr_work *work)
+    int pr_pump_take(pr_request_queue *queue, pr_request *request)
+    c_bool pr_pump_read(const pr_request *request, pr_trace *trace, pr_work *work)
+    void pr_pump_handled(pr_pump *pump)
+    size_t pr_pump_unhandled(const pr_pump *pump)
 
 
 cdef extern from "pyreactor/signal_source.h" nogil:

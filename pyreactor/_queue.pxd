@@ -21,6 +21,10 @@ cdef class QueueCore:
     # Event loop -> what waits there for this queue, see request_queue.py
     cdef dict attendants
 
+    # Handles what C code has put, where a Python thread takes it; None: nobody does
+    cdef NativeHandler native_handler
+
+    cdef int set_native_handler(self, NativeHandler handler) except -1
     cdef int check_thread(self, unsigned long *ident, str what) except -1
     cdef int wait(self, pr_queue_side side, int64_t deadline_ns) except -1
     cdef int put_request(self, pr_request *request, object timeout) except -1
@@ -35,11 +39,18 @@ cdef bint is_object_request(const pr_request *request) noexcept nogil
 
 # The item of a request that was taken, which takes over what the request owned: the Python object,
 # or a NativeRequest for one that C code has put.
-cdef object item_of(pr_request *request)
+cdef object item_of(QueueCore source, pr_request *request)
+
+
+# Whose requests C code puts into a queue.  Both take over what the request owns; any thread.
+cdef class NativeHandler:
+    cdef int handle_native(self, pr_request *request) except -1
+    cdef void release_native(self, pr_request *request) noexcept
 
 
 cdef class NativeRequest:
     cdef pr_request request  # owned
-    cdef bint moved  # into a queue: nothing is owned any more
+    cdef NativeHandler handler  # of the queue it was taken from
+    cdef bint moved  # into a queue, or to its handler: nothing is owned any more
 
     cdef pr_request move(self) except *

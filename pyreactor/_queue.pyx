@@ -10,6 +10,7 @@ import queue
 import types
 from typing import NamedTuple
 
+cimport cython
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
@@ -83,7 +84,7 @@ cdef bint is_object_request(const pr_request *request) noexcept nogil:
     return request.release == release_object
 
 
-cdef object item_of(pr_request *request):
+cdef object item_of(QueueCore source, pr_request *request):
     cdef NativeRequest native
     if is_object_request(request):
         item = <object>request.owner
@@ -91,13 +92,27 @@ cdef object item_of(pr_request *request):
         return item
     native = NativeRequest.__new__(NativeRequest)
     native.request = request[0]
+    native.handler = source.native_handler
     return native
 
 
+@cython.auto_pickle(False)
+cdef class NativeHandler:
+    """Whose requests C code puts into a queue: a dispatcher's."""
+
+    cdef int handle_native(self, pr_request *request) except -1:
+        raise NotImplementedError('the kind of handler says how')
+
+    cdef void release_native(self, pr_request *request) noexcept:
+        pr_request_release(request)
+
+
+@cython.no_gc_clear  # the handler is needed to the end
 cdef class NativeRequest:
     """A request that C code has put into a queue and Python code has taken out of it.
 
-    It can be put into a queue again; then it is empty.
+    It is called to be handled, as a thread of its maker would; or it can be put into a queue again.
+    After that it is empty.
     """
 
     def __init__(self, *args, **kwargs):
@@ -107,14 +122,30 @@ cdef class NativeRequest:
         self.request.release = NULL
 
     def __dealloc__(self):
-        if not self.moved:
+        if self.moved:
+            return
+        if self.handler is None:
             pr_request_release(&self.request)
+        else:
+            self.handler.release_native(&self.request)
 
     cdef pr_request move(self) except *:
         if self.moved:
-            raise ValueError('this request has been put into a queue already')
+            raise ValueError('this request has been put into a queue, or handled, already')
         self.moved = True
         return self.request
+
+    def __call__(self):
+        """Handle the request.  Any thread.
+
+        Raises RuntimeError where it was taken out of a queue that no dispatcher uses, and
+        ValueError where it is empty.
+        """
+        cdef pr_request request
+        if self.handler is None:
+            raise RuntimeError('no dispatcher uses the queue that this request was taken from')
+        request = self.move()
+        self.handler.handle_native(&request)
 
     @property
     def fd(self):
@@ -152,6 +183,13 @@ cdef class QueueCore:
     def __dealloc__(self):
         if self.core != NULL:
             self.core.ops.free(self.core)
+
+    cdef int set_native_handler(self, NativeHandler handler) except -1:
+        """Binds the queue to the one dispatcher that puts requests; None ends that."""
+        if handler is not None and self.native_handler is not None:
+            raise ValueError('another dispatcher uses this queue: give each its own')
+        self.native_handler = handler
+        return 0
 
     cdef int check_thread(self, unsigned long *ident, str what) except -1:
         """Kind "spsc": binds one side to the first thread that uses it."""
@@ -288,7 +326,7 @@ cdef class QueueCore:
         """
         cdef pr_request request
         self.get_requests(&request, 1, timeout)
-        return item_of(&request)
+        return item_of(self, &request)
 
     def try_get(self, default=None):
         """Take the oldest item, or return `default` where there is none.
@@ -301,7 +339,7 @@ cdef class QueueCore:
             self.check_thread(&self.consumer_ident, 'consumer')
         result = self.core.ops.try_get(self.core, &request, 1)
         if result == 1:
-            return item_of(&request)
+            return item_of(self, &request)
         if result == -ESHUTDOWN:
             raise QueueClosed('the queue is closed and empty')
         return default
@@ -320,7 +358,7 @@ cdef class QueueCore:
         count = self.get_requests(requests, <size_t>min(left, BATCH), timeout)
         while count > 0:
             for i in range(count):
-                items.append(item_of(&requests[i]))
+                items.append(item_of(self, &requests[i]))
             left -= count
             if left == 0 or count < BATCH:
                 break

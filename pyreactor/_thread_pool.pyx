@@ -226,7 +226,8 @@ def submit_call(QueueCore queue not None, FutureCore future not None, function, 
 def run_worker(QueueCore queue not None):
     """Take calls out of the queue and make them, until it is closed and empty.
 
-    What others have put there is called without arguments; what it raises is logged.
+    What others have put there, a dispatcher included, is called without arguments; what it raises
+    is logged.
     """
     cdef pr_request request
     cdef FutureCondition done = None  # of the call just made: who waits for it is not woken yet
@@ -238,7 +239,7 @@ def run_worker(QueueCore queue not None):
             pr_latch_wake(&done.done)
             done = None
         if result == 1:
-            done = make_call(item_of(&request))
+            done = make_call(item_of(queue, &request))
         elif result == -ESHUTDOWN:
             if done is not None:
                 pr_latch_wake(&done.done)

@@ -144,7 +144,6 @@ class _Dispatcher:
         self._ended = False
         self._runner: threading.Thread | None = None  # the thread in run(), until it stops
         self._run_ended = threading.Event()
-        self._failures: list[BaseException] = []
         self._switches = {"voluntary": 0, "nonvoluntary": 0}
         self._cpus = _cpus(affinity)
         for handle_set in handle_sets:
@@ -282,7 +281,6 @@ class _Dispatcher:
             try:
                 target(index)
             except BaseException as exc:
-                self._failures.append(exc)
                 threading.excepthook(
                     threading.ExceptHookArgs((type(exc), exc, exc.__traceback__, thread))
                 )
@@ -314,7 +312,7 @@ class _Dispatcher:
         request_stop() is for handlers.  Raises TimeoutError where handlers still run after
         `timeout` seconds; stop() may be called again then.
         """
-        if threading.current_thread() in (self._runner, *self._threads):
+        if not self._may_stop():
             raise RuntimeError(
                 "a handler cannot stop its dispatcher: it would wait for itself; use request_stop()"
             )
@@ -327,6 +325,10 @@ class _Dispatcher:
                 self._ended = True
         finally:
             self._stopping.release()
+
+    def _may_stop(self) -> bool:
+        """Return whether the calling thread can wait for the stop: it does none of the work."""
+        return threading.current_thread() not in (self._runner, *self._threads)
 
     def _stop(self, drain: bool, deadline: _Deadline) -> None:
         with self._starting:
@@ -466,6 +468,7 @@ class _Queued(_Dispatcher):
             _dispatch.Pump(handle_set, self.queue, index)
             for index, handle_set in enumerate(handle_sets)
         ]
+        self._worker = _dispatch.Worker(self.queue, handle_sets[0].trace_core, self._pumps)
 
     def _start_others(self) -> None:
         for index in range(self.workers):
@@ -478,7 +481,7 @@ class _Queued(_Dispatcher):
         self._pumps[index].run()
 
     def _work(self, index: int) -> None:
-        _dispatch.run_worker(self.queue, self._handle_sets[0].trace_core, self._pumps)
+        self._worker.run()
 
     def _end_waits(self) -> None:
         for pump in self._pumps:
@@ -490,7 +493,16 @@ class _Queued(_Dispatcher):
         self._join_threads(deadline, but=self._worker_role)
         self.queue.close()
         if not drain:
-            _dispatch.drop_requests(self.queue)
+            self._worker.drop()
+        self._join_threads(deadline)
+        if not self._worker.wait_for_guests(deadline.left()):
+            raise TimeoutError(
+                f"others that share the queue still handle requests after {deadline.seconds} s"
+            )
+        self._worker.leave()
+
+    def _may_stop(self) -> bool:
+        return super()._may_stop() and not self._worker.is_guest()
 
     def _queue_depth(self) -> int:
         return len(self.queue)
@@ -795,7 +807,7 @@ class EfficientHalfSyncHalfAsync(_Dispatcher):
             pump.stop()
         self._join_threads(deadline)
         for queue in self._connections:
-            _dispatch.drop_requests(queue)
+            _dispatch.drop_connections(queue)
 
     def _queue_depth(self) -> int:
         return sum(len(queue) for queue in self._connections)

@@ -103,7 +103,10 @@ class _State:
             item.set_exception(BrokenThreadPool(reason))
 
     def drain(self) -> list[FutureCore]:
-        """Take the calls that nobody has taken yet out of the closed queue."""
+        """Take the calls that nobody has taken yet out of the closed queue.
+
+        What others have put there cannot be cancelled, and is handled.
+        """
         left: list[FutureCore] = []
         try:
             while True:
@@ -112,6 +115,8 @@ class _State:
                     return left
                 if isinstance(item, FutureCore):
                     left.append(item)
+                else:
+                    run_item(item)
         except QueueClosed:
             return left
 
@@ -129,11 +134,11 @@ class ThreadPool(ThreadPoolExecutor):
     threads there are, by default a few more than processors.  `initializer(*initargs)` runs first
     in each; should it raise, the pool is broken.
 
-    `queue` takes the calls: a RequestQueue, which may be shared with others who put callables
-    without arguments into it; shutdown() closes it.  It is bounded.  Where it is full, submit()
-    waits, so that who submits faster than the threads work is slowed down (back-pressure); with
-    `wait=False` it raises `queue.Full` instead.  One of the pool's own threads never waits for room
-    but makes the oldest call itself.
+    `queue` takes the calls: a RequestQueue.  Others may put callables without arguments into it,
+    and a dispatcher may share it: the pool's threads handle its requests then, too.  shutdown()
+    closes it.  It is bounded.  Where it is full, submit() waits, so that who submits faster than
+    the threads work is slowed down (back-pressure); with `wait=False` it raises `queue.Full`
+    instead.  One of the pool's own threads never waits for room but makes the oldest call itself.
     """
 
     def __init__(

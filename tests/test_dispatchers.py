@@ -10,6 +10,7 @@ import textwrap
 import threading
 
 import pytest
+import waiting
 
 from pyreactor import dispatchers
 from pyreactor.dispatchers import (
@@ -27,9 +28,11 @@ from pyreactor.handlers import (
     SignalHandler,
     TimerHandler,
 )
-from pyreactor.request_queue import RequestQueue
+from pyreactor.request_queue import QueueClosed, RequestQueue
+from pyreactor.thread_pool import ThreadPool
 
 PATIENCE = 15.0
+CHANCES = 2000  # for each of two threads to be the one
 KINDS = {
     "reactor": lambda **options: Reactor(workers=2, **options),
     "half-reactive": lambda **options: HalfSyncHalfReactive(workers=2, **options),
@@ -204,6 +207,163 @@ def test_a_request_that_found_no_room_is_handled_after_the_signal():
         filling.join()
         signal.signal(signal.SIGUSR1, previous)
         crowd.close()
+
+
+# --- A queue that is shared -----------------------------------------------------------------------
+
+
+class Sharing:
+    """A reactor and a thread pool with one queue; the reactor's worker is blocked."""
+
+    def __init__(self, **options):
+        self.started, self.go_on = threading.Semaphore(0), threading.Event()
+        self.pool = ThreadPool(1, thread_name_prefix="guest")
+        self.reactor = Reactor(workers=1, queue=self.pool.queue, **options)
+        self.reactor.start()
+        self.peers = []
+        # Both threads take one, so that each blocks.
+        for _ in range(2):
+            self.register(lambda ours: Blocking(ours, self.started, self.go_on))
+        for _ in range(2):
+            assert self.started.acquire(timeout=PATIENCE)
+
+    def register(self, factory):
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.settimeout(PATIENCE)
+        self.peers.append(theirs)
+        self.reactor.register_handle(ours, factory(ours))
+        theirs.send(b"x")
+        return theirs
+
+    def close(self):
+        self.go_on.set()
+        self.reactor.stop(timeout=PATIENCE)
+        self.pool.shutdown()
+        for peer in self.peers:
+            peer.close()
+
+
+@pytest.fixture
+def sharing():
+    sharing = Sharing()
+    yield sharing
+    sharing.close()
+
+
+def owner_of_this_thread():
+    name = threading.current_thread().name
+    return next((owner for owner in ("guest", "Reactor", "MainThread") if owner in name), name)
+
+
+class Naming(ReadyHandler):
+    """Answers with whose thread it was handled in."""
+
+    def __init__(self, sock):
+        self.sock = sock
+
+    def handle_input(self, handle):
+        self.sock.recv(1)
+        self.sock.send(owner_of_this_thread().encode())
+
+    def handle_close(self, handle):
+        self.sock.close()
+
+
+def test_the_threads_of_a_pool_that_shares_the_queue_handle_requests(sharing):
+    sharing.go_on.set()
+    seen = set()
+    for _ in range(CHANCES):
+        seen.add(sharing.register(Naming).recv(100))
+        if seen == {b"guest", b"Reactor"}:
+            break
+    assert seen == {b"guest", b"Reactor"}
+    assert sharing.pool.submit(pow, 2, 5).result(PATIENCE) == 32
+
+
+def test_workers_make_the_calls_of_a_pool_that_shares_the_queue(sharing):
+    sharing.go_on.set()
+    owners = set()
+    for _ in range(CHANCES):
+        owners.add(sharing.pool.submit(owner_of_this_thread).result(PATIENCE))
+        if owners == {"guest", "Reactor"}:
+            break
+    assert owners == {"guest", "Reactor"}
+
+
+def test_stop_waits_for_requests_in_the_hands_of_a_pool(sharing):
+    answering = sharing.register(Naming)  # waits in the queue
+    with pytest.raises(TimeoutError, match="still"):
+        sharing.reactor.stop(timeout=0.05)
+    sharing.go_on.set()
+    sharing.reactor.stop(timeout=PATIENCE)
+    assert answering.recv(100)
+    assert answering.recv(100) == b""
+
+
+def test_a_stop_that_does_not_drain_loses_no_call(sharing):
+    calls = [sharing.pool.submit(pow, 2, n) for n in range(20)]
+    unanswered = [sharing.register(Naming) for _ in range(3)]
+    waiting.wait_until(lambda: len(sharing.pool.queue) == 23, seconds=PATIENCE)
+    threading.Timer(0.05, sharing.go_on.set).start()
+    sharing.reactor.stop(drain=False, timeout=PATIENCE)
+    assert [call.result(PATIENCE) for call in calls] == [2**n for n in range(20)]
+    assert all(is_closed(peer) for peer in unanswered)
+
+
+def test_a_handler_in_a_pools_thread_cannot_stop_the_dispatcher(sharing):
+    answers = []
+
+    class Stopping(Naming):
+        def handle_input(self, handle):
+            with pytest.raises(RuntimeError, match="request_stop") as caught:
+                sharing.reactor.stop()
+            answers.append(caught.value)
+            super().handle_input(handle)
+
+    sharing.go_on.set()
+    owners = (sharing.register(Stopping).recv(100) for _ in range(CHANCES))
+    assert b"guest" in owners
+    assert answers
+
+
+def test_a_pool_that_cancels_its_calls_cancels_no_request(sharing):
+    answering = sharing.register(Naming)
+    waiting.wait_until(lambda: len(sharing.pool.queue) == 1, seconds=PATIENCE)
+    call = sharing.pool.submit(pow, 2, 5)
+    sharing.pool.shutdown(wait=False, cancel_futures=True)
+    assert call.cancelled()
+    assert answering.recv(100) == b"MainThread"
+
+
+def test_a_pool_that_is_shut_down_first_is_an_error_that_says_so(sharing):
+    errors = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading, "excepthook", lambda args: errors.append(args.exc_value))
+        sharing.go_on.set()
+        sharing.pool.shutdown()
+        unanswered = sharing.register(Naming)
+        waiting.wait_until(lambda: errors, seconds=PATIENCE)
+    assert isinstance(errors[0], QueueClosed)
+    assert "stop()" in str(errors[0])
+    sharing.reactor.stop(timeout=PATIENCE)
+    assert is_closed(unanswered)
+
+
+def test_a_queue_serves_one_dispatcher():
+    queue = RequestQueue(4)
+    with Reactor(workers=1, queue=queue), pytest.raises(ValueError, match="another dispatcher"):
+        HalfSyncHalfReactive(workers=1, queue=queue)
+
+
+def test_who_takes_a_request_out_of_the_queue_may_call_it_once(sharing):
+    sharing.register(Naming)
+    request = sharing.pool.queue.get(PATIENCE)
+    assert request.fd >= 0
+    request()
+    assert sharing.peers[-1].recv(100) == b"MainThread"
+    with pytest.raises(ValueError, match="handled, already"):
+        request()
 
 
 # --- Stopping -------------------------------------------------------------------------------------

@@ -45,9 +45,11 @@ static int put_pending(struct pr_pump *pump)
     int64_t begin_ns;
     for (;;) {
         begin_ns = pr_trace_begin(pump->trace);
+        atomic_fetch_add_explicit(&pump->unhandled, 1, memory_order_relaxed);
         int result = queue->ops->try_put(queue, &pump->pending, 1);
         if (result == 1)
             break;
+        pr_pump_handled(pump);
         if (result == -EAGAIN)
             result = queue->ops->wait_room(queue, pr_now_ns() + SIGNAL_LOOK_NS);
         if (result == -EINTR || result == -ETIMEDOUT)
@@ -293,32 +295,44 @@ void pr_pump_stop(struct pr_pump *pump)
     pr_handle_set_wake(pump->set);
 }
 
-int pr_pump_take(struct pr_request_queue *queue, struct pr_trace *trace, struct pr_work *work)
+int pr_pump_take(struct pr_request_queue *queue, struct pr_request *request)
 {
-    struct pr_request request;
     for (;;) {
-        int result = queue->ops->try_get(queue, &request, 1);
+        int result = queue->ops->try_get(queue, request, 1);
         if (result == 1)
-            break;
+            return 0;
         if (result != -EAGAIN)
             return result;
         result = queue->ops->wait_request(queue, INT64_MAX);
         if (result < 0)
             return result;
     }
-    *work = (struct pr_work){.pump_index = request.events >> INDEX_SHIFT};
-    work->event.fd = request.fd;
-    work->event.events = request.events & PR_EVENTS_MASK;
-    if (request.release == release_transfer) {
-        work->transfer = request.owner;
+}
+
+bool pr_pump_read(const struct pr_request *request, struct pr_trace *trace, struct pr_work *work)
+{
+    *work = (struct pr_work){.pump_index = request->events >> INDEX_SHIFT};
+    work->event.fd = request->fd;
+    work->event.events = request->events & PR_EVENTS_MASK;
+    if (request->release == release_transfer) {
+        work->transfer = request->owner;
         work->event.generation = work->transfer->generation;
-    } else if (request.release == release_event) {
-        work->event.generation = (uint32_t)(uintptr_t)request.owner;
-        work->event.timer_id = (uint64_t)(uintptr_t)request.owner;
+    } else if (request->release == release_event) {
+        work->event.generation = (uint32_t)(uintptr_t)request->owner;
+        work->event.timer_id = (uint64_t)(uintptr_t)request->owner;
     } else {
-        pr_request_release(&request);
-        return -EBADMSG;
+        return false;
     }
-    pr_trace_note(trace, PR_ACTION_TAKE, request.fd, work->event.events);
-    return 0;
+    pr_trace_note(trace, PR_ACTION_TAKE, request->fd, work->event.events);
+    return true;
+}
+
+void pr_pump_handled(struct pr_pump *pump)
+{
+    atomic_fetch_sub_explicit(&pump->unhandled, 1, memory_order_release);
+}
+
+size_t pr_pump_unhandled(const struct pr_pump *pump)
+{
+    return atomic_load_explicit(&pump->unhandled, memory_order_acquire);
 }

@@ -512,12 +512,20 @@ static void *run_pump(void *argument)
     return NULL;
 }
 
+static void take(struct pr_request_queue *queue, struct pr_work *work)
+{
+    struct pr_request request;
+    REQUIRE_EQUAL(pr_pump_take(queue, &request), 0);
+    REQUIRE(pr_pump_read(&request, NULL, work));
+}
+
 static void a_channel_is_read_to_its_end_and_written_by_the_pump(void)
 {
     int pair[2];
     char reply[16];
     struct pr_pump pump = {.set = &handles, .index = 3};
     struct pr_request_queue *queue;
+    struct pr_request request;
     struct pr_work work;
     pthread_t id;
     begin(8);
@@ -528,7 +536,7 @@ static void a_channel_is_read_to_its_end_and_written_by_the_pump(void)
     REQUIRE_EQUAL(write(pair[1], "question", 8), 8);
     REQUIRE_EQUAL(pthread_create(&id, NULL, run_pump, &pump), 0);
 
-    REQUIRE_EQUAL(pr_pump_take(queue, NULL, &work), 0);
+    take(queue, &work);
     REQUIRE(work.transfer != NULL);
     CHECK_EQUAL(work.event.fd, pair[0]);
     CHECK_EQUAL(work.event.generation, generation);
@@ -540,7 +548,7 @@ static void a_channel_is_read_to_its_end_and_written_by_the_pump(void)
     CHECK(pr_handle_set_close_when_written(&handles, pair[0]));
     REQUIRE_EQUAL(pr_handle_set_complete(&handles, &work.event), 0);
 
-    REQUIRE_EQUAL(pr_pump_take(queue, NULL, &work), 0); /* all is written */
+    take(queue, &work); /* all is written */
     CHECK_SAME(work.transfer, NULL);
     CHECK_EQUAL(work.event.events, 0);
     CHECK_EQUAL(read(pair[1], reply, sizeof reply), 6);
@@ -550,15 +558,10 @@ static void a_channel_is_read_to_its_end_and_written_by_the_pump(void)
     pr_pump_stop(&pump);
     pthread_join(id, NULL);
     queue->ops->close(queue);
-    CHECK_EQUAL(pr_pump_take(queue, NULL, &work), -ESHUTDOWN);
+    CHECK_EQUAL(pr_pump_take(queue, &request), -ESHUTDOWN);
     queue->ops->free(queue);
     close_pair(pair);
     end();
-}
-
-static void take(struct pr_request_queue *queue, struct pr_work *work)
-{
-    REQUIRE_EQUAL(pr_pump_take(queue, NULL, work), 0);
 }
 
 static void a_channel_whose_peer_does_not_read_is_not_read_until_all_is_written(void)
@@ -635,13 +638,18 @@ static void a_full_queue_lets_signals_through_and_keeps_the_request(void)
     CHECK_EQUAL(pr_pump_next(&pump, &event), -EINTR); /* one was put, one waits for room */
     CHECK(pump.has_pending);
     CHECK_EQUAL(pr_pump_next(&pump, &event), -EINTR);
-    REQUIRE_EQUAL(pr_pump_take(queue, NULL, &work), 0);
+    CHECK_EQUAL(pr_pump_unhandled(&pump), 1);
+    take(queue, &work);
     int first = work.event.fd;
     pr_pump_stop(&pump);
     CHECK_EQUAL(pr_pump_next(&pump, &event), 0); /* it is put before the end */
-    REQUIRE_EQUAL(pr_pump_take(queue, NULL, &work), 0);
+    CHECK_EQUAL(pr_pump_unhandled(&pump), 2);
+    pr_pump_handled(&pump);
+    take(queue, &work);
     CHECK_EQUAL(work.event.fd, first == both[0][0] ? both[1][0] : both[0][0]);
+    pr_pump_handled(&pump);
     pr_pump_deinit(&pump);
+    CHECK_EQUAL(pr_pump_unhandled(&pump), 0);
     queue->ops->free(queue);
     close_pair(both[0]);
     close_pair(both[1]);
@@ -791,13 +799,19 @@ static void *be_a_stray(void *argument)
     return NULL;
 }
 
+/* ThreadSanitizer keeps no more than one signal of a number for a thread that it interrupts. */
+#ifdef __SANITIZE_THREAD__
+enum { SIGNALS = 500, SIGNALS_AT_ONCE = 1 };
+#else
+enum { SIGNALS = 500, SIGNALS_AT_ONCE = SIGNALS };
+#endif
+
 /* Real-time signals are counted, although a thread of the process does not block them. */
 static void every_signal_comes_to_the_source(void)
 {
-    enum { SIGNALS = 500 };
     struct pr_signal_source source;
     pthread_t stray;
-    int numbers[16], count, total = 0;
+    int numbers[16], count, sent = 0, total = 0;
     atomic_store(&strays, true);
     REQUIRE_EQUAL(pthread_create(&stray, NULL, be_a_stray, NULL), 0);
     REQUIRE_EQUAL(pr_signal_source_init(&source), 0);
@@ -805,12 +819,12 @@ static void every_signal_comes_to_the_source(void)
     CHECK_EQUAL(pr_signal_source_add(&source, SIGRTMIN + 3), -EEXIST);
     CHECK_EQUAL(pr_signal_source_add(&source, SIGKILL), -EINVAL);
     CHECK_EQUAL(pr_signal_source_add(&source, 0), -EINVAL);
-    for (int i = 0; i < SIGNALS; i++) {
-        union sigval value = {.sival_int = i};
-        REQUIRE_EQUAL(sigqueue(getpid(), SIGRTMIN + 3, value), 0);
-    }
     int64_t deadline_ns = pr_now_ns() + PATIENCE_NS;
     while (total < SIGNALS && pr_now_ns() < deadline_ns) {
+        for (; sent < SIGNALS && sent < total + SIGNALS_AT_ONCE; sent++) {
+            union sigval value = {.sival_int = sent};
+            REQUIRE_EQUAL(sigqueue(getpid(), SIGRTMIN + 3, value), 0);
+        }
         count = pr_signal_source_read(&source, numbers, 16);
         REQUIRE(count >= 0);
         for (int i = 0; i < count; i++)

@@ -19,6 +19,8 @@ import waiting
 from accepting import accepting, is_alive
 
 import pyreactor
+from pyreactor.dispatchers import HalfSyncHalfReactive, Reactor
+from pyreactor.handlers import AcceptHandler, EchoHandler
 from pyreactor.pools import BufferPool, ConnectionPool, ProcessPool, ThreadPool, WorkerDied
 from pyreactor.shm import SharedRequestQueue
 
@@ -170,6 +172,29 @@ def test_D3_bulk_data_goes_through_shared_memory(tmp_path, program, mebibytes):
     assert output == "True\n"
     written = sum(int(match[1]) for line in calls if (match := re.search(r"= (\d+)", line)))
     assert written < 1 << 20
+
+
+def serve_and_compute(dispatcher, pool):
+    """What an echo service of the dispatcher's, and calls of the pool's, answer."""
+    acceptor = AcceptHandler(("127.0.0.1", 0), EchoHandler)
+    dispatcher.register_handle(acceptor, acceptor)
+    answers = []
+    with dispatcher, socket.create_connection(acceptor.address, timeout=PATIENCE) as client:
+        for number in range(50):
+            call = pool.submit(pow, 2, number)
+            client.sendall(b"%8d" % number)
+            answers.append((client.recv(8, socket.MSG_WAITALL), call.result(PATIENCE)))
+    return answers
+
+
+@pytest.mark.parametrize("kind", [Reactor, HalfSyncHalfReactive])
+def test_U6_the_queue_of_a_pool_is_the_dispatchers(kind):
+    expected = [(b"%8d" % number, 2**number) for number in range(50)]
+    for queue in (None, pyreactor.RequestQueue(4), pyreactor.RequestQueue(64, kind="mutex")):
+        with ThreadPool(2, queue=queue) as pool:
+            dispatcher = kind(workers=1, queue=pool.queue)
+            assert pool.queue is dispatcher.queue
+            assert serve_and_compute(dispatcher, pool) == expected
 
 
 def test_U6_the_pools_queues_are_request_queues():

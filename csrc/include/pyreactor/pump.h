@@ -45,11 +45,12 @@ struct pr_pump {
     unsigned place_count;
     unsigned next_place;
     _Atomic(uint64_t) handed_over;
+    _Atomic(size_t) unhandled; /* its requests in the queue or being handled */
     struct pr_request pending; /* the pump's: for which there was no room before a signal */
     bool has_pending;
 };
 
-/* What a worker has taken out of the queue. */
+/* A pump's request that a worker has taken out of the queue. */
 struct pr_work {
     struct pr_event event;
     unsigned pump_index;
@@ -73,10 +74,19 @@ void pr_pump_deinit(struct pr_pump *pump);
 void pr_pump_stop(struct pr_pump *pump);
 
 /*
- * Takes the next request of a pump out of the queue, and sleeps until there is one.  Returns 0,
- * -ESHUTDOWN where the queue is closed and empty, -EINTR, or -EBADMSG for a request of another
- * kind, which is released.  Any thread.
+ * Takes the next request out of the queue, and sleeps until there is one.  Returns 0, -ESHUTDOWN
+ * where the queue is closed and empty, or -EINTR.  Any thread.
  */
-int pr_pump_take(struct pr_request_queue *queue, struct pr_trace *trace, struct pr_work *work);
+int pr_pump_take(struct pr_request_queue *queue, struct pr_request *request);
+
+/* Whether a request that was taken is a pump's; then `work` owns what the request owned.  The
+ * thread that has taken it. */
+bool pr_pump_read(const struct pr_request *request, struct pr_trace *trace, struct pr_work *work);
+
+/* Counts a request of the pump's as handled.  The thread that has taken it, after all it did. */
+void pr_pump_handled(struct pr_pump *pump);
+
+/* How many requests of the pump's are in the queue or being handled.  Any thread. */
+size_t pr_pump_unhandled(const struct pr_pump *pump);
 
 #endif
