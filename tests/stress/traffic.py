@@ -539,12 +539,18 @@ class Clients:
         process = await asyncio.create_subprocess_exec(
             "cat", stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=plain
         )
-        stdin = process.stdin.get_extra_info("pipe") or process.stdin.get_extra_info("socket")
-        if stdin is not None and stdin.closed and self.soak.faults.loaded:
-            killed = True  # a fault has ended it before anybody could ask which pipe it was
-            inode = 0
-        else:
-            inode = os.fstat(stdin.fileno()).st_ino if stdin is not None else 0
+        # Of either pipe: without the one that it writes to, it ends.
+        inodes = set()
+        for transport in (process.stdin.transport, process.stdout._transport):
+            pipe = transport.get_extra_info("pipe") or transport.get_extra_info("socket")
+            if pipe is not None and pipe.closed and self.soak.faults.loaded:
+                killed = True  # a fault has ended it before anybody could ask which pipe it was
+            elif pipe is not None:
+                inodes.add(os.fstat(pipe.fileno()).st_ino)
+
+        def is_broken():
+            return killed or any(map(self.soak.faults.of, inodes))
+
         received = 0
 
         async def send():
@@ -559,7 +565,7 @@ class Clients:
                         process.kill()
                         break
             except OSError as exc:
-                if not killed and not self.soak.faults.of(inode):
+                if not is_broken():
                     self.soak.fail(f"stdin of a process: {exc!r}")
             process.stdin.close()
 
@@ -576,7 +582,7 @@ class Clients:
         status = await process.wait()
         self.soak.counts["bytes checked"] += received
         complete = status == 0 and received == total
-        if not (killed or complete or self.soak.faults.of(inode)):
+        if not (complete or is_broken()):
             self.soak.fail(f"cat ended with {status} after {received} of {total} bytes")
         try:
             await process.stdin.wait_closed()
