@@ -214,6 +214,8 @@ async def test_text_files_behave_as_the_built_in_ones(files, loop, tmp_path, new
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("newline", [None, ""])
 async def test_tell_leads_back_to_each_character(files, loop, tmp_path, encoding, newline):
+    if files is aiofiles and encoding == "iso2022_jp":
+        pytest.skip("aiofiles: io's tell() fails now and then, from one thread and another")
     text = (
         "eins\r\nzwei\n\u3042\u3044drei\rvier\u3046\r\n\u3048"
         if "la" not in encoding
