@@ -496,11 +496,90 @@ static void a_lent_buffer_is_filled_up_to_its_size(void)
     begin_lending(lend);
     start_reading();
     peer_sends("0123456789");
-    CHECK_EQUAL(turn(), 0);
-    CHECK_TEXT(heard, "acquire received:01234567");
-    CHECK_BYTES(lent, sizeof lent, "01234567", 8);
-    CHECK_EQUAL(turn(), 0);
+    while (received_bytes < 10)
+        CHECK_EQUAL(turn(), 0);
     CHECK_TEXT(heard, "acquire received:01234567 acquire received:89");
+    CHECK_BYTES(lent, sizeof lent, "89234567", 8);
+    end();
+}
+
+/* A machine that stops this process for long enough makes a turn end early; not every time. */
+static void a_stream_that_is_alone_is_received_from_until_it_is_empty(void)
+{
+    bool in_one_turn = false;
+    for (int i = 0; i < 1000 && !in_one_turn; i++) {
+        begin_lending(lend);
+        start_reading();
+        peer_sends("0123456789abcdefghij");
+        CHECK_EQUAL(turn(), 0);
+        in_one_turn = received_bytes == 20;
+        end();
+    }
+    CHECK(in_one_turn);
+}
+
+static void take_long(size_t size)
+{
+    (void)size;
+    int64_t end_ns = pr_now_ns() + 2 * PR_NS_PER_MS;
+    while (pr_now_ns() < end_ns)
+        continue;
+}
+
+static void a_stream_that_takes_long_gives_others_their_turn(void)
+{
+    begin_lending(lend);
+    start_reading();
+    script.on_received = take_long;
+    peer_sends("0123456789abcdefghij");
+    CHECK_EQUAL(turn(), 0);
+    CHECK_AT_MOST(received_bytes, 16);
+    end();
+}
+
+static int do_nothing(struct pr_callback *callback)
+{
+    (void)callback;
+    return 0;
+}
+
+static struct pr_callback waiting = {.run = do_nothing};
+
+static void schedule(size_t size)
+{
+    (void)size;
+    script.on_received = NULL;
+    REQUIRE_EQUAL(pr_loop_call_soon(&loop, &waiting), 0);
+}
+
+static void what_is_ready_does_not_wait_until_the_socket_is_empty(void)
+{
+    begin_lending(lend);
+    start_reading();
+    script.on_received = schedule;
+    peer_sends("0123456789abcdefghij");
+    CHECK_EQUAL(turn(), 0);
+    CHECK_EQUAL(received_bytes, 8);
+    while (received_bytes < 20)
+        CHECK_EQUAL(turn(), 0);
+    end();
+}
+
+static void pause_reading(size_t size)
+{
+    (void)size;
+    CHECK_EQUAL(pr_stream_set_reading(&stream, false), 0);
+}
+
+static void a_stream_paused_while_receiving_is_left_alone(void)
+{
+    begin_lending(lend);
+    start_reading();
+    script.on_received = pause_reading;
+    peer_sends("0123456789abcdefghij");
+    CHECK_EQUAL(turn(), 0);
+    CHECK_EQUAL(received_bytes, 8);
+    CHECK_TEXT(heard, "acquire received:01234567");
     end();
 }
 
@@ -657,6 +736,17 @@ static void an_answer_written_while_receiving_leaves_in_the_same_turn(void)
     peer_sends("question");
     CHECK_EQUAL(turn(), 0);
     expect_sixty_bytes_in_one();
+    end();
+}
+
+static void an_answer_does_not_wait_until_the_socket_is_empty(void)
+{
+    begin_lending(lend);
+    start_reading();
+    script.on_received = write_when_received;
+    peer_sends("0123456789abcdefghij");
+    CHECK_EQUAL(turn(), 0);
+    CHECK_EQUAL(received_bytes, 8);
     end();
 }
 
@@ -1225,6 +1315,10 @@ static void run_receiving_tests(void)
     RUN(a_result_of_receiving_ends_the_turn);
 
     RUN(a_lent_buffer_is_filled_up_to_its_size);
+    RUN(a_stream_that_is_alone_is_received_from_until_it_is_empty);
+    RUN(a_stream_that_takes_long_gives_others_their_turn);
+    RUN(what_is_ready_does_not_wait_until_the_socket_is_empty);
+    RUN(a_stream_paused_while_receiving_is_left_alone);
     RUN(a_buffer_of_no_size_skips_the_read_and_keeps_the_data);
     RUN(a_lent_buffer_comes_back_where_nothing_was_there_to_read);
     RUN(a_lent_buffer_comes_back_before_the_end_is_told);
@@ -1240,6 +1334,7 @@ static void run_sending_tests(void)
     RUN(writes_of_one_callback_leave_in_one_call_before_the_next_callback);
     RUN(writes_of_a_callback_that_ends_the_turn_leave_too);
     RUN(an_answer_written_while_receiving_leaves_in_the_same_turn);
+    RUN(an_answer_does_not_wait_until_the_socket_is_empty);
     RUN(more_writes_than_one_call_takes_leave_in_few);
     RUN(much_leaves_before_the_callback_ends);
     RUN(a_full_kernel_gets_the_rest_when_it_has_room);

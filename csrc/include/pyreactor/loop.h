@@ -224,6 +224,14 @@ static inline void pr_loop_add_flush(struct pr_loop *loop, struct pr_flush *flus
     loop->flushes.prev = flush;
 }
 
+/* Whether nothing waits for the callback that runs now to return, other than the events that came
+ * with its own.  Loop thread only, in an event's callback. */
+static inline bool pr_loop_is_quiet(const struct pr_loop *loop)
+{
+    return loop->in_event && !pr_ready_queue_count(&loop->ready) &&
+           loop->flushes.next == &loop->flushes;
+}
+
 /* Takes it out again; does nothing where it is not in the list.  Loop thread only. */
 static inline void pr_loop_remove_flush(struct pr_flush *flush)
 {
