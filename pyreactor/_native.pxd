@@ -259,6 +259,7 @@ cdef extern from "pyreactor/stream.h":
     int pr_stream_send_soon(pr_stream *stream)
     ssize_t pr_stream_send_now(pr_stream *stream, const char *data, size_t size)
     int pr_stream_flush(pr_stream *stream)
+    int pr_stream_settle(pr_stream *stream)
     int pr_stream_set_water(pr_stream *stream, size_t high_bytes, size_t low_bytes)
     bint pr_stream_is_holding(const pr_stream *stream)
     size_t pr_stream_queued_bytes(const pr_stream *stream)

@@ -50,6 +50,7 @@ from pyreactor._native cimport (
     pr_stream_lend,
     pr_stream_queue,
     pr_stream_queued_bytes,
+    pr_stream_settle,
     pr_stream_send_now,
     pr_stream_send_soon,
     pr_stream_set_reading,
@@ -399,7 +400,8 @@ cdef class WritingTransport(ByteTransport):
     def get_write_buffer_size(self):
         """Return how many bytes the kernel has not taken yet."""
         self.check_thread()
-        self.flush()
+        if not self.stream.watch.wanted & PR_WRITABLE:
+            self.settle(pr_stream_settle(&self.stream))
         return pr_stream_queued_bytes(&self.stream)
 
     def get_write_buffer_limits(self):

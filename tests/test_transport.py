@@ -539,6 +539,30 @@ async def test_what_is_written_reaches_the_peer(loop, pair):
         assert transport.get_write_buffer_size() == 0
 
 
+async def test_another_task_sees_what_the_kernel_has_taken(loop, pair):
+    near, far = pair
+    wrote, looked = asyncio.Event(), asyncio.Event()
+    async with connected(loop, near, Recorder()) as transport:
+
+        async def write():
+            for _ in range(20):
+                transport.write(bytes(1000))
+                looked.clear()
+                wrote.set()
+                await looked.wait()
+
+        writing = loop.create_task(write())
+        sizes = []
+        for _ in range(20):
+            await wrote.wait()
+            wrote.clear()
+            sizes.append(transport.get_write_buffer_size())
+            looked.set()
+        assert sizes == [0] * 20
+        await writing
+        assert len(await asyncio.to_thread(read_exactly, far, 20000)) == 20000
+
+
 async def test_views_of_wide_items_are_written_as_bytes(loop, pair):
     near, far = pair
     numbers = array.array("I", range(1000))

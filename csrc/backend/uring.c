@@ -61,7 +61,8 @@
 /* Received while nobody wanted it. */
 struct held {
     size_t bytes;
-    bool has_end; /* the end or an error came after the bytes */
+    size_t reported_bytes; /* the first of them: an event brought them back; older than the rest */
+    bool has_end;          /* the end or an error came after the bytes */
     int32_t end;
     char data[];
 };
@@ -153,14 +154,19 @@ static struct pr_op *op_of(uint64_t user_data)
     return (struct pr_op *)(uintptr_t)(user_data & ~((uint64_t)KIND_SEND << KIND_SHIFT | OP_MARK));
 }
 
+static void unlink_send(struct pr_send *send)
+{
+    send->prev->next = send->next;
+    send->next->prev = send->prev;
+    send->prev = send->next = NULL;
+}
+
 static struct pr_send *take_done(struct pr_uring_state *state)
 {
     struct pr_send *send = state->done.next;
     if (send == &state->done)
         return NULL;
-    send->prev->next = send->next;
-    send->next->prev = send->prev;
-    send->prev = send->next = NULL;
+    unlink_send(send);
     return send;
 }
 
@@ -202,9 +208,10 @@ static void return_data(struct pr_uring_state *state, const char *data)
         free((char *)data - offsetof(struct held, data));
 }
 
-/* Appends to what is held.  Without memory for it the stream ends here, with that error: a gap
- * would be worse. */
-static void hold(struct interest *interest, const char *data, int32_t result)
+/* Adds to what is held: behind all of it, or, where an event brings it back, behind what such have
+ * brought back before; what the kernel told without an event meanwhile is newer.  Without memory
+ * the stream ends here, with that error: a gap would be worse. */
+static void hold(struct interest *interest, const char *data, int32_t result, bool was_reported)
 {
     size_t bytes = interest->held ? interest->held->bytes : 0;
     size_t more = result > 0 ? (size_t)result : 0;
@@ -220,8 +227,12 @@ static void hold(struct interest *interest, const char *data, int32_t result)
         *held = (struct held){0};
     interest->held = held;
     if (result > 0) {
-        memcpy(held->data + bytes, data, more);
+        size_t place = was_reported ? held->reported_bytes : bytes;
+        memmove(held->data + place + more, held->data + place, bytes - place);
+        memcpy(held->data + place, data, more);
         held->bytes += more;
+        if (was_reported)
+            held->reported_bytes += more;
     } else {
         held->has_end = true;
         held->end = result;
@@ -332,7 +343,7 @@ static bool take_receive(struct pr_uring_state *state, const struct pr_uring_cqe
                                          .data = data};
         return true;
     }
-    hold(interest, data, result);
+    hold(interest, data, result, false);
     return_data(state, data);
     look_later(state, fd);
     return false;
@@ -808,8 +819,22 @@ static int uring_send(struct pr_backend *backend, struct pr_send *send)
     sqe->length = is_one ? (uint32_t)vector->iov_len : 1;
     sqe->operation_flags = MSG_NOSIGNAL;
     sqe->user_data = send_tag(send);
+    send->result = -EINPROGRESS;
     move_send(send, &state->under_way);
     return 0;
+}
+
+static bool uring_settle_send(struct pr_backend *backend, struct pr_send *send)
+{
+    struct pr_uring_state *state = backend->state;
+    if (!state || state->thread != current_thread())
+        return false;
+    (void)pr_uring_map_enter(&state->map, 0);
+    settle(state);
+    if (send->result == -EINPROGRESS)
+        return false;
+    unlink_send(send);
+    return true;
 }
 
 static void uring_cancel_send(struct pr_backend *backend, struct pr_send *send)
@@ -829,7 +854,7 @@ static void uring_return_data(struct pr_backend *backend, const struct pr_ready_
 static void uring_hold_data(struct pr_backend *backend, const struct pr_ready_event *event)
 {
     struct pr_uring_state *state = backend->state;
-    hold(&state->interests[event->fd], event->data, event->result);
+    hold(&state->interests[event->fd], event->data, event->result, true);
     look_later(state, event->fd);
 }
 
@@ -1017,6 +1042,7 @@ static void uring_deinit(struct pr_backend *backend)
 
 static const struct pr_completion_ops completion_ops = {
     .send = uring_send,
+    .settle_send = uring_settle_send,
     .cancel_send = uring_cancel_send,
     .return_data = uring_return_data,
     .hold_data = uring_hold_data,

@@ -287,6 +287,19 @@ static int flush_or_report(struct pr_stream *stream)
     return result < 0 ? stream->handler->on_error(stream, result, true) : result;
 }
 
+/* What the backend's send came to.  Returns 0 or a negative errno. */
+static int take_sent(struct pr_stream *stream, int32_t result)
+{
+    stream->is_sending = false;
+    if (result < 0 && result != -EAGAIN && result != -EINTR && result != -ECANCELED)
+        return result;
+    if (result > 0) {
+        pr_counter_add(&stream->loop->stats.bytes_sent, (uint64_t)result);
+        pr_write_queue_consume(&stream->writes, (size_t)result);
+    }
+    return 0;
+}
+
 static int on_sent(struct pr_send *send, int32_t result)
 {
     struct pr_stream_send *stream_send =
@@ -297,14 +310,18 @@ static int on_sent(struct pr_send *send, int32_t result)
         free(stream_send);
         return 0;
     }
-    stream->is_sending = false;
-    if (result < 0 && result != -EAGAIN && result != -EINTR && result != -ECANCELED)
-        return stream->handler->on_error(stream, result, true);
-    if (result > 0) {
-        pr_counter_add(&stream->loop->stats.bytes_sent, (uint64_t)result);
-        pr_write_queue_consume(&stream->writes, (size_t)result);
+    int error = take_sent(stream, result);
+    return error < 0 ? stream->handler->on_error(stream, error, true) : flush_or_report(stream);
+}
+
+int pr_stream_settle(struct pr_stream *stream)
+{
+    if (stream->is_sending && pr_loop_settle_send(stream->loop, &stream->send->send)) {
+        int error = take_sent(stream, stream->send->send.result);
+        if (error < 0)
+            return error;
     }
-    return flush_or_report(stream);
+    return pr_stream_flush(stream);
 }
 
 /* Has the backend send what is queued, with its next wait.  Returns false where it cannot. */

@@ -19,7 +19,8 @@ static int pairs[2][2];
 static struct {
     struct pr_send *sends[4]; /* under way, in the order of their beginning */
     int send_count, cancelled;
-    int lent; /* data events that were not returned */
+    int32_t taken; /* what a send that is looked after has come to; 0: it is under way */
+    int lent;      /* data events that were not returned */
     char held[64];
 } kernel;
 
@@ -33,6 +34,13 @@ static int fake_send(struct pr_backend *backend, struct pr_send *send)
     REQUIRE(kernel.send_count < 4);
     kernel.sends[kernel.send_count++] = send;
     return 0;
+}
+
+static bool fake_settle_send(struct pr_backend *backend, struct pr_send *send)
+{
+    (void)backend;
+    send->result = kernel.taken;
+    return kernel.taken != 0;
 }
 
 static void fake_cancel_send(struct pr_backend *backend, struct pr_send *send)
@@ -83,6 +91,7 @@ static void fake_quiesce(struct pr_backend *backend)
 
 static const struct pr_completion_ops completion = {
     .send = fake_send,
+    .settle_send = fake_settle_send,
     .cancel_send = fake_cancel_send,
     .return_data = fake_return_data,
     .hold_data = fake_hold_data,
@@ -310,6 +319,47 @@ static void what_is_sent_is_released_at_its_own_end(void)
     tear_down();
 }
 
+static void look_at_queue(struct pr_stream *stream)
+{
+    CHECK_EQUAL(pr_stream_queued_bytes(stream), 3);
+    CHECK_EQUAL(pr_stream_settle(stream), 0);
+    CHECK_EQUAL(pr_stream_queued_bytes(stream), 0);
+}
+
+/* The end of the send, and another's behind it, are on their way when somebody looks. */
+static void what_the_kernel_took_is_known_before_the_turn_comes_to_it(void)
+{
+    set_up();
+    at_received = look_at_queue;
+    write_to(&streams[0], "abc");
+    write_to(&streams[1], "de");
+    report(0, PR_RECEIVED, "x");
+    report_sent(0, 3);
+    report_sent(1, 2);
+    turn();
+    CHECK_EQUAL(released, 2);
+    CHECK_EQUAL(pr_stream_queued_bytes(&streams[1]), 0);
+    tear_down();
+}
+
+static void what_the_kernel_took_is_asked_for(void)
+{
+    set_up();
+    write_to(&streams[0], "abc");
+    CHECK_EQUAL(pr_stream_settle(&streams[0]), 0);
+    CHECK_EQUAL(pr_stream_queued_bytes(&streams[0]), 3);
+    kernel.taken = 1;
+    CHECK_EQUAL(pr_stream_settle(&streams[0]), 0); /* and the rest leaves at once */
+    CHECK_EQUAL(pr_stream_queued_bytes(&streams[0]), 0);
+    CHECK_EQUAL(released, 1);
+    write_to(&streams[0], "abc");
+    kernel.taken = -EPIPE;
+    CHECK_EQUAL(pr_stream_settle(&streams[0]), -EPIPE);
+    turn();
+    CHECK_TEXT(heard, "");
+    tear_down();
+}
+
 /* Every result that a send may have that is cut short, or was not to be. */
 static void a_stopped_stream_leaves_its_bytes_to_the_send(void)
 {
@@ -397,6 +447,8 @@ int main(void)
     RUN(what_came_before_a_loan_is_kept_for_its_end);
     RUN(a_stop_in_mid_turn_leaves_the_rest_to_nobody);
     RUN(what_is_sent_is_released_at_its_own_end);
+    RUN(what_the_kernel_took_is_known_before_the_turn_comes_to_it);
+    RUN(what_the_kernel_took_is_asked_for);
     RUN(a_stopped_stream_leaves_its_bytes_to_the_send);
     RUN(a_send_that_has_ended_when_its_stream_stops_ends_once);
     RUN(a_short_send_is_followed_by_the_rest);

@@ -94,6 +94,23 @@ static void bytes_come_without_being_asked_for_again(void)
     close_backend();
 }
 
+/* Appends what PR_RECEIVED events bring to `text` until it is `size` bytes long. */
+static void collect(char *text, size_t size)
+{
+    size_t length = strlen(text);
+    while (length < size) {
+        int count = wait_for(PR_NS_PER_SECOND);
+        REQUIRE(count > 0);
+        for (int i = 0; i < count; i++) {
+            REQUIRE(events[i].result > 0 && length + (size_t)events[i].result <= size);
+            memcpy(text + length, events[i].data, (size_t)events[i].result);
+            length += (size_t)events[i].result;
+            completion->return_data(&backend, &events[i]);
+        }
+    }
+    text[length] = 0;
+}
+
 static void what_comes_when_nobody_wants_it_is_held_in_order(void)
 {
     int pair[2];
@@ -111,19 +128,40 @@ static void what_comes_when_nobody_wants_it_is_held_in_order(void)
     CHECK_EQUAL(wait_for(0), 0);
     REQUIRE_EQUAL(update(pair[0], 1, 0, PR_RECEIVED), 0);
     char text[32] = "";
-    size_t length = 0;
-    while (length < strlen("one two three")) {
-        int count = wait_for(PR_NS_PER_SECOND);
-        REQUIRE(count > 0);
-        for (int i = 0; i < count; i++) {
-            REQUIRE(events[i].result > 0 && length + (size_t)events[i].result < sizeof text);
-            memcpy(text + length, events[i].data, (size_t)events[i].result);
-            length += (size_t)events[i].result;
-            completion->return_data(&backend, &events[i]);
-        }
-    }
+    collect(text, strlen("one two three"));
     CHECK_TEXT(text, "one two three");
     close_pair(pair);
+    close_backend();
+}
+
+/* What a wait has reported is older than what the kernel brought while something else was ended,
+ * although it may be dealt with later. */
+static void what_was_reported_comes_before_what_was_settled_since(void)
+{
+    struct pr_ready_event event;
+    int pair[2], other[2];
+    open_backend();
+    open_pair(pair);
+    open_pair(other);
+    REQUIRE_EQUAL(update(pair[0], 1, 0, PR_RECEIVED), 0);
+    REQUIRE_EQUAL(update(other[0], 2, 0, PR_RECEIVED), 0);
+    CHECK_EQUAL(wait_for(0), 0);
+    write_text(pair[1], "one ");
+    REQUIRE_EQUAL(wait_for(PR_NS_PER_SECOND), 1);
+    struct pr_ready_event reported = events[0];
+    write_text(pair[1], "two ");
+    REQUIRE_EQUAL(completion->end_receive(&backend, other[0], &event), 0);
+    char text[32] = "";
+    if (completion->holds_older(&backend, &reported))
+        completion->hold_data(&backend, &reported);
+    else
+        memcpy(text, reported.data, (size_t)reported.result);
+    completion->return_data(&backend, &reported);
+    write_text(pair[1], "three");
+    collect(text, strlen("one two three"));
+    CHECK_TEXT(text, "one two three");
+    close_pair(pair);
+    close_pair(other);
     close_backend();
 }
 
@@ -242,6 +280,36 @@ static void a_send_leaves_with_the_wait(void)
     close_backend();
 }
 
+static void fill(int fd)
+{
+    static char block[65536];
+    while (write(fd, block, sizeof block) > 0)
+        ;
+}
+
+static void a_send_that_is_settled_is_not_reported(void)
+{
+    struct sending sending = {0};
+    char text[16];
+    int pair[2];
+    open_backend();
+    open_pair(pair);
+    CHECK_EQUAL(wait_for(0), 0);
+    start_sending(&sending, pair[0], "abc", "");
+    CHECK(completion->settle_send(&backend, &sending.send));
+    CHECK_EQUAL(sending.send.result, 3);
+    CHECK_EQUAL(recv(pair[1], text, sizeof text, MSG_DONTWAIT), 3);
+    fill(pair[0]);
+    start_sending(&sending, pair[0], "abc", "");
+    CHECK(!completion->settle_send(&backend, &sending.send));
+    close(pair[1]);
+    CHECK(completion->settle_send(&backend, &sending.send));
+    CHECK_EQUAL(sending.send.result, -EPIPE);
+    CHECK_EQUAL(wait_for(0), 0);
+    close(pair[0]);
+    close_backend();
+}
+
 static void a_send_to_nobody_ends_with_an_error_and_no_signal(void)
 {
     int pair[2];
@@ -259,13 +327,6 @@ static void a_send_to_nobody_ends_with_an_error_and_no_signal(void)
 }
 
 /* Fills the socket, so that a further send stays under way. */
-static void fill(int fd)
-{
-    static char block[65536];
-    while (write(fd, block, sizeof block) > 0)
-        ;
-}
-
 static void a_send_that_is_cancelled_ends_once(void)
 {
     int pair[2];
@@ -641,11 +702,13 @@ int main(int count, char **arguments)
     close_backend();
     RUN(bytes_come_without_being_asked_for_again);
     RUN(what_comes_when_nobody_wants_it_is_held_in_order);
+    RUN(what_was_reported_comes_before_what_was_settled_since);
     RUN(an_ended_receive_has_brought_all_or_left_it_to_others);
     RUN(held_bytes_come_before_readiness);
     RUN(a_new_life_of_a_descriptor_hears_nothing_of_the_old);
     RUN(a_close_after_the_end_of_interest_is_a_close);
     RUN(a_send_leaves_with_the_wait);
+    RUN(a_send_that_is_settled_is_not_reported);
     RUN(a_send_to_nobody_ends_with_an_error_and_no_signal);
     RUN(a_send_that_is_cancelled_ends_once);
     RUN(the_end_of_the_backend_ends_every_send_once);

@@ -45,7 +45,7 @@ struct pr_send {
     int fd;
     struct msghdr message;
     struct pr_send *prev, *next; /* the backend's, until on_sent(); NULL before */
-    int32_t result;              /* the backend's */
+    int32_t result;              /* the backend's, until it is done */
     /* Called by the loop, or at its end: the kernel is done with it.  Returns 0, or non-zero to end
      * the turn here. */
     int (*on_sent)(struct pr_send *send, int32_t result);
@@ -60,6 +60,10 @@ struct pr_completion_ops {
      * nothing was taken, so that the
      * caller sends by itself. */
     int (*send)(struct pr_backend *backend, struct pr_send *send);
+
+    /* Gives the kernel what was submitted, without waiting.  Returns true where `send` is done by
+     * then: its result is there, and no PR_SENT follows. */
+    bool (*settle_send)(struct pr_backend *backend, struct pr_send *send);
 
     /* Cuts it short, so that the descriptor may be closed; PR_SENT follows all the same. */
     void (*cancel_send)(struct pr_backend *backend, struct pr_send *send);

@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "pyreactor/alarm.h"
 #include "pyreactor/backend.h"
@@ -240,6 +241,25 @@ static inline void pr_loop_remove_flush(struct pr_flush *flush)
     flush->prev->next = flush->next;
     flush->next->prev = flush->prev;
     flush->prev = flush->next = NULL;
+}
+
+/*
+ * Whether the kernel is done with `send`, which was given to the backend, although the turn has not
+ * come to it.  Returns true where it is: the result is there, and on_sent() is not called.  Loop
+ * thread only.
+ */
+static inline bool pr_loop_settle_send(struct pr_loop *loop, struct pr_send *send)
+{
+    for (int i = loop->event_next; i < loop->event_count; i++) {
+        struct pr_ready_event *event = &loop->events[i];
+        if (!(event->events & PR_SENT) || event->send != send)
+            continue;
+        send->result = event->result;
+        loop->event_count--;
+        memmove(event, event + 1, (size_t)(loop->event_count - i) * sizeof *event);
+        return true;
+    }
+    return loop->backend.ops->completion->settle_send(&loop->backend, send);
 }
 
 #endif

@@ -112,6 +112,10 @@ ssize_t pr_stream_send_now(struct pr_stream *stream, const char *data, size_t si
 /* Sends as much as the kernel takes now.  Returns as pr_stream_send_soon(). */
 int pr_stream_flush(struct pr_stream *stream);
 
+/* The same, and counts what the kernel has taken of what it is sending by itself, of which the loop
+ * has not been told yet.  Returns as pr_stream_send_soon(). */
+int pr_stream_settle(struct pr_stream *stream);
+
 /* Sets the water marks, in bytes, and holds the queue against them.  Returns as
  * pr_stream_send_soon(). */
 int pr_stream_set_water(struct pr_stream *stream, size_t high_bytes, size_t low_bytes);
