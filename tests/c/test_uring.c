@@ -612,6 +612,35 @@ static void take_random_event(const struct pr_ready_event *event, uint32_t rando
     }
 }
 
+static void write_to_line(struct line *line, uint32_t random)
+{
+    char bytes[5000];
+    for (uint32_t i = 0; i < sizeof bytes; i++)
+        bytes[i] = (char)(line->next_written + i);
+    ssize_t written = write(line->pair[1], bytes, random % 8 ? 1 + random % 50 : sizeof bytes);
+    line->next_written += (unsigned char)(written > 0 ? written : 0);
+}
+
+static void settle_random_send(struct line *line, uint32_t random)
+{
+    struct random_send *send = line->sends[random % 2];
+    if (send && send->send.next && completion->settle_send(&backend, &send->send))
+        (void)on_random_sent(&send->send, send->send.result);
+}
+
+/* What is done about one event may make the kernel tell what is newer than the next. */
+static void take_random_events(int count, uint64_t *state)
+{
+    for (int i = 0; i < count; i++) {
+        uint32_t random = check_random(state);
+        if (random % 4 == 0)
+            write_to_line(&lines[check_random(state) % LINES], random / 4);
+        if (random % 4 < 2)
+            settle_random_send(&lines[check_random(state) % LINES], random / 4);
+        take_random_event(&events[i], check_random(state));
+    }
+}
+
 static void take_random_step(uint64_t *state)
 {
     static const uint32_t interests[] = {PR_RECEIVED, PR_RECEIVED, PR_RECEIVED | PR_WRITABLE,
@@ -643,13 +672,9 @@ static void take_random_step(uint64_t *state)
         open_line(line);
         break;
     case 9:
-    case 10: {
-        for (uint32_t i = 0; i < sizeof bytes; i++)
-            bytes[i] = (char)(line->next_written + i);
-        ssize_t written = write(line->pair[1], bytes, random % 8 ? 1 + random % 50 : sizeof bytes);
-        line->next_written += (unsigned char)(written > 0 ? written : 0);
+    case 10:
+        write_to_line(line, random);
         break;
-    }
     case 11:
         (void)!read(line->pair[1], bytes, sizeof bytes);
         break;
@@ -660,8 +685,7 @@ static void take_random_step(uint64_t *state)
     default: {
         int count = wait_for(0);
         REQUIRE(count >= 0);
-        for (int i = 0; i < count; i++)
-            take_random_event(&events[i], check_random(state));
+        take_random_events(count, state);
     }
     }
 }
