@@ -2,6 +2,8 @@
 
 import errno
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -271,4 +273,8 @@ def test_the_kernel_receives_and_sends_by_itself_in_fewer_system_calls(tmp_path)
     by_epoll = system_calls_of_echoes("epoll", tmp_path)
     assert set(by_epoll) == {"epoll_wait", "recvfrom", "sendto"}
     assert len(by_io_uring) < len(by_epoll)
+    if [int(part) for part in re.findall(r"\d+", platform.release())[:2]] >= [6, 15]:
+        entries = re.findall(r"io_uring_enter\(.*", (tmp_path / "io_uring").read_text())
+        not_for_a_disk = re.compile(r"NO_IOWAIT|\b0x80\b")
+        assert [entry for entry in entries if not not_for_a_disk.search(entry)] == []
     print(f"of {ECHOES} echoes: io_uring {len(by_io_uring)}, epoll {len(by_epoll)}")

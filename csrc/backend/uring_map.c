@@ -24,6 +24,7 @@
 
 #define ENTER_GETEVENTS (1u << 0)
 #define ENTER_EXT_ARG (1u << 3)
+#define ENTER_NO_IOWAIT (1u << 7)
 
 #define SQ_CQ_OVERFLOW (1u << 1)
 #define SQ_TASKRUN (1u << 2)
@@ -225,8 +226,10 @@ static int enter(struct pr_uring_map *map, uint32_t submissions, int64_t timeout
     struct timeout timeout = {.seconds = timeout_ns / PR_NS_PER_SECOND,
                               .nanoseconds = timeout_ns % PR_NS_PER_SECOND};
     struct wait_argument argument = {.timeout = timeout_ns < 0 ? 0 : (uint64_t)(uintptr_t)&timeout};
+    /* Without it a loop that sleeps shows as a processor that waits for a disk all the time. */
+    unsigned no_iowait = map->features & PR_URING_FEATURE_NO_IOWAIT ? ENTER_NO_IOWAIT : 0;
     long done = syscall(ENTER, map->fd, submissions, timeout_ns == 0 ? 0 : 1,
-                        ENTER_GETEVENTS | ENTER_EXT_ARG, &argument, sizeof argument);
+                        ENTER_GETEVENTS | ENTER_EXT_ARG | no_iowait, &argument, sizeof argument);
     return done < 0 && errno != ETIME ? -errno : 0;
 }
 

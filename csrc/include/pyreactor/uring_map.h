@@ -50,6 +50,7 @@
 #define PR_URING_FEATURE_SINGLE_MAP (1u << 0) /* 5.4 */
 #define PR_URING_FEATURE_NO_DROP (1u << 1)    /* 5.5 */
 #define PR_URING_FEATURE_EXT_ARG (1u << 8)    /* 5.11: a wait takes a timeout */
+#define PR_URING_FEATURE_NO_IOWAIT (1u << 17) /* 6.15: a wait need not count as one for a disk */
 
 /* One operation, as the kernel reads it. */
 struct pr_uring_sqe {
