@@ -480,7 +480,8 @@ cdef extern from "pyreactor/shared_queue.h" nogil:
         uint64_t position
         uint64_t size
         const char *data
-        uint32_t kind
+        uint16_t kind
+        uint16_t deliveries
     ctypedef struct pr_shared_stats "struct pr_shared_stats":
         uint64_t puts
         uint64_t gets
@@ -502,7 +503,7 @@ cdef extern from "pyreactor/shared_queue.h" nogil:
     void pr_shared_queue_detach(pr_shared_queue *queue)
     int pr_shared_queue_rejoin_after_fork(pr_shared_queue *queue)
     int pr_shared_queue_put(
-        pr_shared_queue *queue, const pr_shared_part *parts, size_t count, uint32_t kind,
+        pr_shared_queue *queue, const pr_shared_part *parts, size_t count, uint16_t kind,
         int64_t deadline_ns)
     int pr_shared_queue_get(pr_shared_queue *queue, pr_shared_item *item, int64_t deadline_ns)
     int pr_shared_queue_wait(

@@ -1,6 +1,6 @@
 # Shared memory's field sheet.
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint16_t
 
 from pyreactor._native cimport (
     pr_segment,
@@ -19,7 +19,7 @@ cdef class SharedQueueCore:
 
     cdef int check(self) except -1
     cdef int put_parts(
-        self, const pr_shared_part *parts, size_t count, size_t size, uint32_t kind,
+        self, const pr_shared_part *parts, size_t count, size_t size, uint16_t kind,
         object timeout) except -1
     cdef int put_item(self, object item, object timeout) except -1
     cdef int get_item(self, pr_shared_item *item, object timeout) except -1

@@ -17,7 +17,7 @@ from cpython.buffer cimport (
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.errno cimport EBADMSG, EINTR, EINVAL, EMSGSIZE, EPROTO, ESHUTDOWN, ETIMEDOUT, EUSERS
-from libc.stdint cimport INT64_MAX, int64_t, uint32_t
+from libc.stdint cimport INT64_MAX, int64_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 import os
@@ -169,7 +169,7 @@ cdef class SharedQueueCore:
     # Putting
 
     cdef int put_parts(
-        self, const pr_shared_part *parts, size_t count, size_t size, uint32_t kind,
+        self, const pr_shared_part *parts, size_t count, size_t size, uint16_t kind,
         object timeout
     ) except -1:
         """Puts an item; returns whether it was put in time."""
@@ -198,7 +198,7 @@ cdef class SharedQueueCore:
     cdef int put_item(self, object item, object timeout) except -1:
         cdef pr_shared_part part
         cdef Py_buffer view
-        cdef uint32_t kind = KIND_BYTES
+        cdef uint16_t kind = KIND_BYTES
         if not isinstance(item, (bytes, memoryview)):
             item = pickle.dumps(item, 5)
             kind = KIND_PICKLE
@@ -482,6 +482,12 @@ cdef class Delivery:
     def __dealloc__(self):
         if self.held:
             pr_shared_queue_give_back(&self.queue.core, &self.place)
+
+    @property
+    def deliveries(self):
+        """How many times the item has been taken, this one included: more than once where it was
+        given back, or who had it died."""
+        return self.place.deliveries
 
     def ack(self):
         """Say that the item has been worked on: it leaves the queue.

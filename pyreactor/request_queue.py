@@ -21,6 +21,7 @@ class Receipt(Generic[_T]):
     """
 
     __slots__ = ("item",)
+    deliveries = 1  # how many times it has been taken
 
     def __init__(self, item: _T) -> None:
         self.item = item

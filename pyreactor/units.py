@@ -23,7 +23,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Literal, Protocol, Self
 
-from pyreactor.process_pool import ProcessPool
+from pyreactor.process_pool import ProcessPool, WorkerDied
 from pyreactor.request_queue import QueueClosed, RequestQueue
 from pyreactor.shm import SharedRequestQueue
 from pyreactor.storage import CacheStorage, FileStorage, SQLiteStorage, StorageUnit
@@ -49,7 +49,8 @@ class RequestQueueLike(Protocol):
 
     `semantics` tells what becomes of a request whose worker dies: "at_most_once" or
     "at_least_once".  take() gives a delivery: a context manager whose value is the item, and which
-    is acknowledged at the end of its block.
+    is acknowledged at the end of its block; its `deliveries` tells how many times that item has
+    been taken.
     """
 
     @property
@@ -65,7 +66,9 @@ class RequestQueueLike(Protocol):
     def closed(self) -> bool: ...
 
 
-def _serve(handler: Callable[..., Any], requests: Any, replies: Any, storage: Any) -> int:
+def _serve(
+    handler: Callable[..., Any], requests: Any, replies: Any, storage: Any, max_deliveries: int
+) -> int:
     """What a worker of a logic unit does, thread or process: returns how many it has handled."""
     handled = 0
     more = () if storage is None else (storage,)
@@ -76,10 +79,15 @@ def _serve(handler: Callable[..., Any], requests: Any, replies: Any, storage: An
             return handled
         with delivery as (number, request):
             try:
+                if delivery.deliveries > max_deliveries:
+                    raise WorkerDied(
+                        f"the request was given up: {max_deliveries} workers, one after the other, "
+                        "have ended while they handled it"
+                    )
                 reply = (number, True, handler(request, *more))
             except Exception as exc:
                 if not number:  # whoever waits for the answer is told instead
-                    log.exception("a handler raised")
+                    log.exception("a request without an answer has failed: %.200r", request)
                 reply = (number, False, exc)
             handled += 1
             if number:
@@ -115,7 +123,9 @@ class LogicUnit:
     unit.  `kind` is "thread" or "process"; a handler for processes is one that can be imported
     there.  `queue` is the request queue, by default a RequestQueue for threads, and for processes a
     SharedRequestQueue that delivers at least once.  A worker process that dies is replaced; what
-    becomes of its request is the queue's to say.
+    becomes of its request is the queue's to say.  One that is delivered again and again, because
+    each worker dies of it, is given up after `max_deliveries`: whoever waits for the answer gets
+    WorkerDied.
 
     Requests come by call(), submit() and put(), from any thread.  stop() closes the queue.
     """
@@ -128,12 +138,15 @@ class LogicUnit:
         kind: Literal["thread", "process"] = "thread",
         workers: int | None = None,
         storage: StorageUnit | None = None,
+        max_deliveries: int = 3,
         mp_context: Any = None,
     ) -> None:
         if kind not in ("thread", "process"):
             raise ValueError(f"the kind is 'thread' or 'process', not {kind!r}")
         if not callable(handler):
             raise TypeError("the handler is a function that takes a request")
+        if max_deliveries < 1:
+            raise ValueError("max_deliveries is how often a request is tried: at least once")
         self.kind = kind
         self._waiting: dict[int, Future[Any]] = {}
         self._numbers = itertools.count(1)
@@ -149,7 +162,7 @@ class LogicUnit:
             self.queue = queue
             self._replies = SharedRequestQueue(_QUEUE_CAPACITY)
         self._pool: ThreadPool | ProcessPool
-        arguments = (handler, self.queue, self._replies, storage)
+        arguments = (handler, self.queue, self._replies, storage, max_deliveries)
         serve: Callable[[], int]
         if kind == "thread":
             self._pool = ThreadPool(workers, "logic-unit")

@@ -175,6 +175,7 @@ def test_a_delivery_stays_until_it_is_acknowledged():
         raise KeyError(item)
     third = requests.take(0)
     assert third.item == "b"
+    assert (second.deliveries, third.deliveries) == (1, 2)
     third.ack()
     third.ack()
     assert third.nack() is False
@@ -189,6 +190,7 @@ def test_at_most_once_a_delivery_is_acknowledged_by_receiving_it():
     assert requests.try_put("b") is True
     delivery.ack()
     assert delivery.nack() is False
+    assert delivery.deliveries == 1
     assert requests.get() == "b"
 
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from pyreactor import QueueClosed, RequestQueue
-from pyreactor.pools import PoolClosed
+from pyreactor.pools import PoolClosed, WorkerDied
 from pyreactor.shm import SharedRequestQueue
 from pyreactor.units import CacheStorage, FileStorage, LogicUnit, SQLiteStorage, StorageUnit
 
@@ -42,6 +42,14 @@ def die_once(path):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return os.getpid()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_of_a_path(path):
+    if not path:
+        return "alive"
+    with open(path, "a") as file:
+        file.write("x")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -110,6 +118,19 @@ def test_a_request_whose_worker_dies_is_delivered_again(tmp_path):
         assert logic.semantics == "at_least_once"
         assert logic.call(str(tmp_path / "died"), PATIENCE) > 0
         assert logic.call(str(tmp_path / "died"), PATIENCE) > 0
+
+
+@pytest.mark.time_limit(120)
+def test_a_request_that_its_workers_die_of_is_given_up(tmp_path):
+    path = tmp_path / "deliveries"
+    with LogicUnit(die_of_a_path, kind="process", workers=2, max_deliveries=2) as logic:
+        deadly = logic.submit(str(path))
+        with pytest.raises(WorkerDied, match="given up"):
+            deadly.result(PATIENCE)
+        assert path.read_text() == "xx"
+        assert logic.call("", PATIENCE) == "alive"
+    with pytest.raises(ValueError, match="at least once"):
+        LogicUnit(upper, max_deliveries=0)
 
 
 @pytest.mark.time_limit(120)

@@ -16,7 +16,7 @@
 #include "pyreactor/shared_words.h"
 
 #define MAGIC 0x7570727175657565u
-#define VERSION 1
+#define VERSION 2
 #define TURNS_MAX                                                                                  \
     64 /* yields to one who is in the midst of a step, before asking if it is dead                 \
         */
@@ -389,7 +389,7 @@ static void publish(struct pr_shared_queue *queue, struct pr_shared_slot *slot, 
 }
 
 int pr_shared_queue_put(struct pr_shared_queue *queue, const struct pr_shared_part *parts,
-                        size_t count, uint32_t kind, int64_t deadline_ns)
+                        size_t count, uint16_t kind, int64_t deadline_ns)
 {
     uint64_t size = 0;
     uint64_t blocks = 0;
@@ -421,6 +421,7 @@ int pr_shared_queue_put(struct pr_shared_queue *queue, const struct pr_shared_pa
     PR_CRASH_POINT("put: tail moved");
     slot->size = size;
     slot->kind = kind;
+    slot->deliveries = 0;
     atomic_store_explicit(&slot->blocks, blocks, memory_order_relaxed);
     atomic_store_explicit(&slot->first_block, first, memory_order_relaxed);
     if (blocks == 0)
@@ -438,6 +439,9 @@ static int describe(struct pr_shared_queue *queue, struct pr_shared_slot *slot, 
     item->position = position;
     item->size = slot->size;
     item->kind = slot->kind;
+    if (slot->deliveries < UINT16_MAX)
+        slot->deliveries++;
+    item->deliveries = slot->deliveries;
     item->data = blocks ? queue->blocks + (size_t)first * queue->block_bytes : slot->data;
     if (blocks ? pr_blocks_are_sound(queue, first, item->size)
                : item->size <= queue->slot_bytes - sizeof *slot)

@@ -61,7 +61,8 @@ struct pr_shared_slot {
     _Atomic(uint64_t) word;   /* position, participant, state */
     _Atomic(uint64_t) blocks; /* the word of the item's blocks; 0: it lies in `data` */
     _Atomic(uint32_t) first_block;
-    uint32_t kind; /* the putter's to choose */
+    uint16_t kind;       /* the putter's to choose */
+    uint16_t deliveries; /* how many times it was got; UINT16_MAX is that or more */
     uint64_t size;
     char data[];
 };
@@ -120,7 +121,8 @@ struct pr_shared_item {
     uint64_t position;
     uint64_t size;
     const char *data; /* lent: in the segment, until it is settled */
-    uint32_t kind;
+    uint16_t kind;
+    uint16_t deliveries; /* this one included */
 };
 
 struct pr_shared_stats {
@@ -180,7 +182,7 @@ int pr_shared_queue_rejoin_after_fork(struct pr_shared_queue *queue);
  * too many threads sleep.
  */
 int pr_shared_queue_put(struct pr_shared_queue *queue, const struct pr_shared_part *parts,
-                        size_t count, uint32_t kind, int64_t deadline_ns);
+                        size_t count, uint16_t kind, int64_t deadline_ns);
 
 /*
  * Gets the oldest item, waiting for one as pr_shared_queue_put() does for room.  Returns 0,
