@@ -214,6 +214,8 @@ crash: ## kill the processes of a shared queue, again and again; KILLS
 	    build/c/shared_crash $$policy $(KILLS) $$$$ || exit 1; \
 	done
 
+LINK_test_uring := -Wl,--wrap=realloc # so that it can fail
+
 CASES ?= 10000000
 
 .PHONY: fuzz
@@ -230,7 +232,7 @@ build/c/$(1)/%.o: %.c Makefile
 	@$$(CC) $$(C_FLAGS) $$(C_FLAGS_$(1)) -MMD -MP -c $$< -o $$@
 
 $$(programs_$(1)): build/c/$(1)/%: build/c/$(1)/%.o $$(objects_$(1))
-	@$$(CC) $$(C_FLAGS_$(1)) -pthread $$^ -ldl -o $$@
+	@$$(CC) $$(C_FLAGS_$(1)) -pthread $$^ -ldl $$(LINK_$$(notdir $$@)) -o $$@
 
 .PHONY: c-$(1) run-c-$(1)
 run-c-$(1): $$(programs_$(1))

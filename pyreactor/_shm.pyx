@@ -17,7 +17,7 @@ from cpython.buffer cimport (
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.errno cimport EBADMSG, EINTR, EINVAL, EMSGSIZE, EPROTO, ESHUTDOWN, ETIMEDOUT, EUSERS
-from libc.stdint cimport INT64_MAX, int64_t, uint16_t, uint32_t
+from libc.stdint cimport INT64_MAX, int64_t, uint16_t
 from libc.string cimport memcpy
 
 import os

@@ -76,7 +76,7 @@ struct interest {
     bool receiving; /* a receive is under way */
     bool ending;    /* it has been cancelled; what it brings until it says so counts */
     uint32_t receive_arm;
-    struct held *held; /* owned */
+    struct held *held; /* owned, unless it is `no_memory` */
 
     bool pending; /* the next wait has to compare what is wanted with what is under way */
 };
@@ -208,26 +208,42 @@ static void return_data(struct pr_uring_state *state, const char *data)
         free((char *)data - offsetof(struct held, data));
 }
 
+/* What is held where there was no memory to hold anything. */
+static struct held no_memory = {.has_end = true, .end = -ENOMEM};
+
+static void free_held(struct held *held)
+{
+    if (held != &no_memory)
+        free(held);
+}
+
 /* Adds to what is held: behind all of it, or, where an event brings it back, behind what such have
  * brought back before; what the kernel told without an event meanwhile is newer.  Without memory
  * the stream ends here, with that error: a gap would be worse. */
 static void hold(struct interest *interest, const char *data, int32_t result, bool was_reported)
 {
-    size_t bytes = interest->held ? interest->held->bytes : 0;
+    struct held *held = interest->held;
+    if (held && held->has_end && held->end == -ENOMEM)
+        return;
+    size_t bytes = held ? held->bytes : 0;
     size_t more = result > 0 ? (size_t)result : 0;
-    struct held *held = realloc(interest->held, sizeof *held + bytes + more);
+    size_t place = was_reported ? (held ? held->reported_bytes : 0) : bytes;
+    held = realloc(held, sizeof *held + bytes + more);
+    if (!held && !interest->held) {
+        interest->held = &no_memory;
+        return;
+    }
     if (!held) {
-        if (interest->held) {
-            interest->held->has_end = true;
-            interest->held->end = -ENOMEM;
-        }
+        held = interest->held;
+        held->bytes = place;
+        held->has_end = true;
+        held->end = -ENOMEM;
         return;
     }
     if (!interest->held)
         *held = (struct held){0};
     interest->held = held;
     if (result > 0) {
-        size_t place = was_reported ? held->reported_bytes : bytes;
         memmove(held->data + place + more, held->data + place, bytes - place);
         memcpy(held->data + place, data, more);
         held->bytes += more;
@@ -622,7 +638,7 @@ static int uring_update(struct pr_backend *backend, int fd, uint32_t generation,
     if (is_new) { /* what a former life still brings is nobody's */
         interest->receiving = interest->ending = false;
         interest->receive_arm = (interest->receive_arm + 1) & ARM_MASK;
-        free(interest->held);
+        free_held(interest->held);
         interest->held = NULL;
     }
     interest->generation = generation;
@@ -651,7 +667,7 @@ static int report_held(struct interest *interest, int fd, struct pr_ready_event 
         events[0] = event;
         count++;
     } else {
-        free(held);
+        free_held(held);
     }
     return count;
 }
@@ -961,7 +977,7 @@ static void uring_quiesce(struct pr_backend *backend)
 static void free_state(struct pr_uring_state *state)
 {
     for (size_t fd = 0; fd < state->interest_capacity; fd++)
-        free(state->interests[fd].held);
+        free_held(state->interests[fd].held);
     free(state->interests);
     free(state->pending);
     free(state->buffer_ring);

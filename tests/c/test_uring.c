@@ -165,6 +165,46 @@ static void what_was_reported_comes_before_what_was_settled_since(void)
     close_backend();
 }
 
+static bool memory_is_out;
+
+void *__real_realloc(void *memory, size_t size);
+void *__wrap_realloc(void *memory, size_t size);
+
+void *__wrap_realloc(void *memory, size_t size)
+{
+    return memory_is_out ? NULL : __real_realloc(memory, size);
+}
+
+static void without_memory_the_held_stream_ends_with_an_error(void)
+{
+    for (int had = 0; had < 2; had++) { /* without and with bytes held before */
+        int pair[2];
+        open_backend();
+        open_pair(pair);
+        REQUIRE_EQUAL(update(pair[0], 1, 0, PR_RECEIVED), 0);
+        CHECK_EQUAL(wait_for(0), 0);
+        write_text(pair[1], "text");
+        REQUIRE_EQUAL(wait_for(PR_NS_PER_SECOND), 1);
+        struct pr_ready_event event = events[0];
+        if (had)
+            completion->hold_data(&backend, &event);
+        memory_is_out = true;
+        completion->hold_data(&backend, &event);
+        memory_is_out = false;
+        completion->hold_data(&backend, &event); /* after the gap: nobody may have it */
+        completion->return_data(&backend, &event);
+        REQUIRE_EQUAL(wait_for(PR_NS_PER_SECOND), had + 1);
+        if (had) {
+            CHECK_EQUAL(events[0].result, 4);
+            CHECK(!memcmp(events[0].data, "text", 4));
+            completion->return_data(&backend, &events[0]);
+        }
+        CHECK_EQUAL(events[had].result, -ENOMEM);
+        close_pair(pair);
+        close_backend();
+    }
+}
+
 static void an_ended_receive_has_brought_all_or_left_it_to_others(void)
 {
     struct pr_ready_event event;
@@ -727,6 +767,7 @@ int main(int count, char **arguments)
     RUN(bytes_come_without_being_asked_for_again);
     RUN(what_comes_when_nobody_wants_it_is_held_in_order);
     RUN(what_was_reported_comes_before_what_was_settled_since);
+    RUN(without_memory_the_held_stream_ends_with_an_error);
     RUN(an_ended_receive_has_brought_all_or_left_it_to_others);
     RUN(held_bytes_come_before_readiness);
     RUN(a_new_life_of_a_descriptor_hears_nothing_of_the_old);
