@@ -1,13 +1,19 @@
 /*
- * Load generator for echo servers: a fixed number of round trips, the server's CPU time for them,
- * and the latencies.
+ * Load generator for servers that answer each message with one of known length: a fixed number of
+ * round trips, the server's CPU time for them, and the latencies.
  *
- * usage: loadgen PORT PID CONNECTIONS BYTES ROUND_TRIPS
+ * usage: loadgen PORT PID CONNECTIONS BYTES|FOLDER ROUND_TRIPS [reconnect]
  *
- * Each connection has one message in flight: it sends, waits for the whole echo, checks it, and
- * sends again.  A tenth of ROUND_TRIPS runs first, uncounted, so that caches, adaptive buffers and
- * the interpreter's specialised code are warm.  The work, not the time, is fixed: a slow server
- * then does the same as a fast one, and the figure is CPU time per round trip.
+ * Given a number of BYTES, it sends messages of this length and expects their echo.  A FOLDER holds
+ * the files `request` and `response`, and, if a connection begins with another exchange (the
+ * handshake of a WebSocket), `opening_request` and `opening_response`.  A zero byte in a response
+ * stands for any byte: for a date, say.
+ *
+ * Each connection has one message in flight: it sends, waits for the whole answer, checks it, and
+ * sends again; with `reconnect`, over a new connection each time.  A tenth of ROUND_TRIPS runs
+ * first, uncounted, so that caches, adaptive buffers and the interpreter's specialised code are
+ * warm.  The work, not the time, is fixed: a slow server then does the same as a fast one, and the
+ * figure is CPU time per round trip.
  *
  * The CPU time is that of process PID (user and system, all its threads, those that have ended
  * too), from the kernel's clock for that process, with nanosecond resolution.  It is read by this
@@ -16,7 +22,7 @@
  * Compiled with -DTLS and linked with OpenSSL it does the same over TLS, and trusts any
  * certificate.
  *
- * Prints one line of JSON.  An echo that differs, a lost connection or PATIENCE_MS without a
+ * Prints one line of JSON.  An answer that differs, a lost connection or PATIENCE_MS without a
  * single event is an error: a message and exit status 1.
  */
 #define _GNU_SOURCE
@@ -39,6 +45,7 @@
 
 #define EVENTS_PER_WAIT 256
 #define PATIENCE_MS 10000
+#define PATH_BYTES 4096
 #define NS_PER_US 1000
 #define NS_PER_SECOND 1000000000
 
@@ -56,19 +63,29 @@ struct connection {
     SSL *tls; /* owned */
 #endif
     size_t sent_bytes;
-    size_t echoed_bytes;
+    size_t received_bytes;
     uint64_t sent_at_ns;
     uint32_t watched_events;
 };
 
+/* What is sent, and what has to come back. */
+struct exchange {
+    char *request; /* owned; NULL if there is no such exchange */
+    size_t request_bytes;
+    char *response; /* owned, or the request itself; a zero byte stands for any */
+    size_t response_bytes;
+};
+
 struct load {
     int epoll_fd;
+    uint16_t port;
+    int reconnects; /* each round trip has a connection of its own */
     clockid_t server_clock;
     struct connection *connections; /* owned */
     size_t connection_count;
-    char *message; /* owned */
-    char *echo;    /* owned; as long as the message */
-    size_t message_bytes;
+    struct exchange opening; /* once for each connection */
+    struct exchange exchange;
+    char *received; /* owned; as long as the longer response */
     uint64_t warm_up_left;
     uint64_t counted_left;
     uint64_t to_start; /* round trips not yet started */
@@ -248,15 +265,61 @@ static void watch(struct load *load, struct connection *connection, int operatio
 
 static void send_rest(struct load *load, struct connection *connection)
 {
-    size_t left = load->message_bytes - connection->sent_bytes;
-    ssize_t sent = put(connection, load->message + connection->sent_bytes, left);
+    const struct exchange *exchange = &load->exchange;
+    size_t left = exchange->request_bytes - connection->sent_bytes;
+    ssize_t sent = put(connection, exchange->request + connection->sent_bytes, left);
 
     if (sent < 0 && errno != EAGAIN)
         fail("send");
     if (sent > 0)
         connection->sent_bytes += (size_t)sent;
     watch(load, connection, EPOLL_CTL_MOD,
-          connection->sent_bytes < load->message_bytes ? EPOLLIN | EPOLLOUT : EPOLLIN);
+          connection->sent_bytes < exchange->request_bytes ? EPOLLIN | EPOLLOUT : EPOLLIN);
+}
+
+static void check(const struct exchange *exchange, size_t at, const char *data, size_t length)
+{
+    const char *expected = exchange->response + at;
+
+    if (memcmp(data, expected, length) == 0)
+        return;
+    for (size_t i = 0; i < length; i++) {
+        if (expected[i] != 0 && expected[i] != data[i])
+            fail_because("an answer differs from what is expected");
+    }
+}
+
+/* The exchange that a connection begins with, while the socket still blocks. */
+static void open_exchange(const struct load *load, struct connection *connection)
+{
+    const struct exchange *opening = &load->opening;
+    size_t at = 0;
+
+    if (opening->request == NULL)
+        return;
+    if (put(connection, opening->request, opening->request_bytes) !=
+        (ssize_t)opening->request_bytes)
+        fail("send");
+    while (at < opening->response_bytes) {
+        ssize_t length = take(connection, load->received, opening->response_bytes - at);
+
+        if (length < 0)
+            fail("recv");
+        if (length == 0)
+            fail_because("the server closed a connection that was opening");
+        check(opening, at, load->received, (size_t)length);
+        at += (size_t)length;
+    }
+}
+
+static void open_connection(struct load *load, struct connection *connection)
+{
+    connection->fd = connect_to(load->port);
+    secure(connection);
+    open_exchange(load, connection);
+    if (fcntl(connection->fd, F_SETFL, O_NONBLOCK) < 0)
+        fail("fcntl");
+    watch(load, connection, EPOLL_CTL_ADD, EPOLLIN);
 }
 
 static void start_round_trip(struct load *load, struct connection *connection)
@@ -265,7 +328,7 @@ static void start_round_trip(struct load *load, struct connection *connection)
         return;
     load->to_start--;
     connection->sent_bytes = 0;
-    connection->echoed_bytes = 0;
+    connection->received_bytes = 0;
     connection->sent_at_ns = read_clock(CLOCK_MONOTONIC);
     send_rest(load, connection);
 }
@@ -288,14 +351,19 @@ static void finish_round_trip(struct load *load, struct connection *connection)
         load->latency_counts[bucket_of(latency_ns)]++;
         load->counted_left--;
     }
+    if (load->reconnects && load->to_start > 0) {
+        end(connection);
+        open_connection(load, connection);
+    }
     start_round_trip(load, connection);
 }
 
 /* Returns whether more may be there without a word from epoll. */
-static int receive_echo(struct load *load, struct connection *connection)
+static int receive(struct load *load, struct connection *connection)
 {
-    size_t at = connection->echoed_bytes;
-    ssize_t length = take(connection, load->echo, load->message_bytes - at);
+    const struct exchange *exchange = &load->exchange;
+    size_t at = connection->received_bytes;
+    ssize_t length = take(connection, load->received, exchange->response_bytes - at);
 
     if (length < 0 && errno == EAGAIN)
         return 0;
@@ -303,23 +371,11 @@ static int receive_echo(struct load *load, struct connection *connection)
         fail("recv");
     if (length == 0)
         fail_because("the server closed a connection");
-    if (memcmp(load->echo, load->message + at, (size_t)length) != 0)
-        fail_because("the echo differs from what was sent");
-    connection->echoed_bytes += (size_t)length;
-    if (connection->echoed_bytes == load->message_bytes)
+    check(exchange, at, load->received, (size_t)length);
+    connection->received_bytes += (size_t)length;
+    if (connection->received_bytes == exchange->response_bytes)
         finish_round_trip(load, connection);
     return is_ahead(connection);
-}
-
-static void connect_all(struct load *load, uint16_t port)
-{
-    for (size_t i = 0; i < load->connection_count; i++) {
-        load->connections[i].fd = connect_to(port);
-        secure(&load->connections[i]);
-        if (fcntl(load->connections[i].fd, F_SETFL, O_NONBLOCK) < 0)
-            fail("fcntl");
-        watch(load, &load->connections[i], EPOLL_CTL_ADD, EPOLLIN);
-    }
 }
 
 static void run(struct load *load)
@@ -340,7 +396,7 @@ static void run(struct load *load)
             if (events[i].events & EPOLLOUT)
                 send_rest(load, connection);
             if (events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR)) {
-                while (receive_echo(load, connection)) {
+                while (receive(load, connection)) {
                 }
             }
         }
@@ -372,51 +428,118 @@ static uint64_t number(const char *text, uint64_t least, uint64_t most)
     return value;
 }
 
+/* Read a file of the folder; NULL and no bytes if it is not there. */
+static char *read_file(const char *folder, const char *name, size_t *size)
+{
+    char path[PATH_BYTES];
+    FILE *file;
+    long end;
+    char *data;
+
+    *size = 0;
+    if (snprintf(path, sizeof path, "%s/%s", folder, name) >= (int)sizeof path)
+        fail_because("the folder's name is too long");
+    file = fopen(path, "rb");
+    if (file == NULL && errno == ENOENT)
+        return NULL;
+    if (file == NULL || fseek(file, 0, SEEK_END) < 0 || (end = ftell(file)) < 0)
+        fail(path);
+    rewind(file);
+    data = malloc((size_t)end + 1);
+    if (data == NULL || fread(data, 1, (size_t)end, file) != (size_t)end)
+        fail(path);
+    fclose(file);
+    *size = (size_t)end;
+    return data;
+}
+
+static void set_echo(struct load *load, size_t size)
+{
+    struct exchange *exchange = &load->exchange;
+
+    exchange->request = malloc(size);
+    if (exchange->request == NULL)
+        fail("malloc");
+    /* A period of 61 is coprime to buffer sizes, so bytes in the wrong place are noticed. */
+    for (size_t i = 0; i < size; i++)
+        exchange->request[i] = (char)('!' + i % 61);
+    exchange->request[size - 1] = '\n'; /* a line, for servers that read lines */
+    exchange->response = exchange->request;
+    exchange->request_bytes = exchange->response_bytes = size;
+}
+
+static void set_exchanges(struct load *load, const char *folder)
+{
+    struct exchange *exchange = &load->exchange;
+    struct exchange *opening = &load->opening;
+
+    exchange->request = read_file(folder, "request", &exchange->request_bytes);
+    exchange->response = read_file(folder, "response", &exchange->response_bytes);
+    opening->request = read_file(folder, "opening_request", &opening->request_bytes);
+    opening->response = read_file(folder, "opening_response", &opening->response_bytes);
+    if (exchange->request_bytes == 0 || exchange->response_bytes == 0)
+        fail_because("the folder needs files `request` and `response` that are not empty");
+    if ((opening->request == NULL) != (opening->response == NULL))
+        fail_because("the folder has half of an opening");
+}
+
+static void release(struct load *load)
+{
+    for (size_t i = 0; i < load->connection_count; i++)
+        end(&load->connections[i]);
+    close(load->epoll_fd);
+    if (load->exchange.response != load->exchange.request)
+        free(load->exchange.response);
+    free(load->exchange.request);
+    free(load->opening.response);
+    free(load->opening.request);
+    free(load->received);
+    free(load->connections);
+}
+
 int main(int argc, char **argv)
 {
     static struct load load;
-    uint16_t port;
     uint64_t counted;
+    size_t longest;
     int err;
 
-    if (argc != 6) {
-        fprintf(stderr, "usage: %s PORT PID CONNECTIONS BYTES ROUND_TRIPS\n", argv[0]);
+    load.reconnects = argc == 7 && strcmp(argv[6], "reconnect") == 0;
+    if (argc != 6 + load.reconnects) {
+        fprintf(stderr, "usage: %s PORT PID CONNECTIONS BYTES|FOLDER ROUND_TRIPS [reconnect]\n",
+                argv[0]);
         return 2;
     }
-    port = (uint16_t)number(argv[1], 1, UINT16_MAX);
+    load.port = (uint16_t)number(argv[1], 1, UINT16_MAX);
     err = clock_getcpuclockid((pid_t)number(argv[2], 1, INT32_MAX), &load.server_clock);
     if (err != 0) {
         errno = err;
         fail("the server's CPU clock");
     }
     load.connection_count = number(argv[3], 1, 100000);
-    load.message_bytes = number(argv[4], 1, 1u << 30);
+    if (strchr(argv[4], '/') != NULL)
+        set_exchanges(&load, argv[4]);
+    else
+        set_echo(&load, number(argv[4], 1, 1u << 30));
     counted = number(argv[5], 1, UINT64_MAX / 2);
     load.counted_left = counted;
     /* Each connection is warm only after a round trip of its own. */
     load.warm_up_left = counted / 10 + load.connection_count;
     load.to_start = load.warm_up_left + load.counted_left;
 
+    longest = load.exchange.response_bytes;
+    if (longest < load.opening.response_bytes)
+        longest = load.opening.response_bytes;
     load.connections = calloc(load.connection_count, sizeof *load.connections);
-    load.message = malloc(load.message_bytes);
-    load.echo = malloc(load.message_bytes);
+    load.received = malloc(longest);
     load.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    if (load.connections == NULL || load.message == NULL || load.echo == NULL || load.epoll_fd < 0)
+    if (load.connections == NULL || load.received == NULL || load.epoll_fd < 0)
         fail("setup");
-    /* A period of 61 is coprime to buffer sizes, so bytes in the wrong place are noticed. */
-    for (size_t i = 0; i < load.message_bytes; i++)
-        load.message[i] = (char)('!' + i % 61);
-    load.message[load.message_bytes - 1] = '\n'; /* a line, for servers that read lines */
-
-    connect_all(&load, port);
-    run(&load);
-    report(&load, counted);
 
     for (size_t i = 0; i < load.connection_count; i++)
-        end(&load.connections[i]);
-    close(load.epoll_fd);
-    free(load.echo);
-    free(load.message);
-    free(load.connections);
+        open_connection(&load, &load.connections[i]);
+    run(&load);
+    report(&load, counted);
+    release(&load);
     return 0;
 }
