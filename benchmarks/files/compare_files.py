@@ -90,7 +90,7 @@ def main():
     options = parser.parse_args()
     text = table(options.rounds)
     if options.update:
-        compare.update(options.update, text)
+        compare.update(options.update, text, "bench")
     else:
         print(text)
 
