@@ -42,6 +42,19 @@ $(VENV)/.has-%: pyproject.toml | $(VENV)/.made
 	$(PIP) --requirement $(VENV)/$*.txt
 	@touch $@
 
+# Other projects' servers and clients, which are run on the loops that are compared.
+$(VENV)/.has-frameworks: benchmarks/requirements.txt | $(VENV)/.made
+	$(PIP) --requirement benchmarks/requirements.txt
+	@touch $@
+
+# The other loops: those that are built for this Python and machine.
+PEERS := uvloop rloop rsloop zuvloop aiofastnet
+$(VENV)/.has-peers: | $(VENV)/.made
+	@for peer in $(PEERS); do \
+	    $(PIP) --only-binary :all: $$peer 2>/dev/null || echo "no $$peer for this Python"; \
+	done
+	@touch $@
+
 # --- The commands ---------------------------------------------------------------------------------
 
 .PHONY: help
@@ -67,7 +80,8 @@ ALONE := bash -mc
 build: $(VENV)/.built ## build in place and install into the environment
 
 .PHONY: test
-test: build $(VENV)/.has-test ## run every test, C and Python; ARGS are those of pytest
+test: build $(VENV)/.has-test $(VENV)/.has-frameworks
+test: ## run every test, C and Python; ARGS are those of pytest
 	@$(MAKE) --no-print-directory test-c asan tsan
 	$(PY) -m pytest $(ARGS)
 	@[ -n "$(ARGS)" ] || $(MAKE) --no-print-directory test-uring
@@ -104,7 +118,8 @@ soak-asan: build ## the same with the extensions under AddressSanitizer
 	    $(PY) tests/stress/soak.py $(or $(ARGS),--seconds 600) --no-memory-check
 
 .PHONY: bench
-bench: build $(VENV)/.has-bench ## measure every row, for README.md and the plot; or what ARGS say
+bench: build $(VENV)/.has-peers $(VENV)/.has-frameworks
+bench: ## measure every row, for README.md and the plot; or what ARGS say
 	$(PY) benchmarks/run.py $(or $(ARGS),--quick)
 ifeq ($(ARGS),)
 	$(PY) benchmarks/compare.py build/benchmarks/latest.json --update README.md
@@ -140,7 +155,8 @@ wheel: $(VENV)/.installed ## build a wheel in dist/ and try it in an empty envir
 	@ls dist/*.whl
 
 # What the tests use besides Python packages, and what a bare Debian lacks to build at all.
-PACKAGES := clang curl gcc libc6-dev openssl python3-dev python3-venv strace wrk
+PACKAGES := clang curl gcc libc6-dev openssl postgresql python3-dev python3-venv redis-server \
+    strace wrk
 
 .PHONY: deps
 deps: ## install the Debian packages that building and testing use

@@ -23,6 +23,14 @@ TITLES = {
     "transfers": "Both ends of a connection, or a process and its parent, on one loop. CPU µs per "
     "operation: a round trip, a MiB, a connection, a process.",
     "micro": "Scheduling, in one process. CPU µs per operation.",
+    "frameworks": "Other people's servers and clients. CPU µs per request of a server with "
+    "{connections} connections, as above; or, of a client, per query and per pipeline of 16 "
+    "commands, without the database's own.",
+    "scale": "Many connections, timers and starts. CPU µs of the server per round trip with so "
+    "many connections, or per connection that is made for one; KiB of its memory for an idle one, "
+    "without the kernel's; CPU µs per timer of a million; CPU ms of a program that only starts.",
+    "threads": "As many loops as CPUs, each in a thread, without the GIL: how much longer they "
+    "take by the clock, each for the same work, than one alone.",
 }
 
 
@@ -36,25 +44,31 @@ def markdown(header, lines):
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, rule, *lines])
 
 
-def cell(result, floor):
+def with_unit(value, unit):
+    """A figure; what is in µs goes without saying so."""
+    return significant(value) if unit == "µs" else f"{significant(value)} {unit}"
+
+
+def cell(result, floor, unit):
     if result is None:
         return "-"
     if "error" in result:
         return "fails"
-    text = significant(result["cpu_us"])
-    return text if floor is None else f"{text} ({result['cpu_us'] / floor:.2f} x)"
+    text = with_unit(result["cost"], unit)
+    return text if floor is None else f"{text} ({result['cost'] / floor:.2f} x)"
 
 
 def cost(results, loop):
-    return results.get(loop, {}).get("cpu_us")
+    """None where there is none, or so little that the clock, which has steps, did not move."""
+    return results.get(loop, {}).get("cost") or None
 
 
 def best_peer(results):
     """The other loop that costs least, and its cost; None where no other could do it."""
     others = {
-        loop: result["cpu_us"]
-        for loop, result in results.items()
-        if loop not in (OURS, FLOOR) and "cpu_us" in result
+        loop: cost(results, loop)
+        for loop in results
+        if loop not in (OURS, FLOOR) and cost(results, loop) is not None
     }
     return min(others.items(), key=lambda other: other[1], default=None)
 
@@ -81,16 +95,35 @@ def in_words(rows):
     return text + f"; more in {len(dearer)}" + (f": {', '.join(dearer)}." if dearer else ".")
 
 
-def verdict(row):
-    """Whether the row is at its target, and how far from it where not; "" without a target."""
-    results, target = row["results"], row.get("target")
-    peer = best_peer(results)
-    measure = cost(results, FLOOR) or (peer and peer[1])
-    ours = cost(results, OURS)
-    if None in (target, measure, ours):
+def allowed(row, rows):
+    """What the row may cost at most, and that in words; (None, "") where it cannot be told."""
+    results, value, of = row["results"], row["target"]["value"], row["target"]["of"]
+    if of == "limit":
+        return value, with_unit(value, row["unit"])
+    if of == "best":
+        peer = best_peer(results)
+        base, words = cost(results, FLOOR) or (peer and peer[1]), f"{value:g}"
+    elif of in ("asyncio", "over asyncio"):
+        base, words = cost(results, "asyncio"), f"{value:g} x asyncio"
+        if of == "over asyncio":
+            words = f"asyncio + {with_unit(value, row['unit'])}"
+            return base if base is None else base + value, words
+    else:
+        others = [other["results"] for other in rows if other["name"] == of]
+        base, words = cost(others[0], OURS) if others else None, f"{value:g} x `{of}`"
+    return (None, "") if base is None else (base * value, words)
+
+
+def verdict(row, rows=()):
+    """Whether the row is at its target, and how far from it where not; "" without one.
+
+    `rows` are those of the same run, for a target that is a cost in another row.
+    """
+    ours = cost(row["results"], OURS)
+    most, words = allowed(row, rows)
+    if ours is None or most is None:
         return ""
-    ratio = ours / measure
-    return "at target" if ratio <= target else f"{(ratio / target - 1) * 100:.0f} % over {target}"
+    return "at target" if ours <= most else f"{(ours / most - 1) * 100:.0f} % over {words}"
 
 
 def columns(rows):
@@ -106,9 +139,10 @@ def group_table(rows):
         floor = cost(row["results"], FLOOR)
         cells = [f"`{row['name']}`"]
         for loop in loops:
-            cells.append(cell(row["results"].get(loop), None if loop == FLOOR else floor))
+            result = row["results"].get(loop)
+            cells.append(cell(result, None if loop == FLOOR else floor, row["unit"]))
         if ours_among_others:
-            cells += [against_best_peer(row["results"]), verdict(row)]
+            cells += [against_best_peer(row["results"]), verdict(row, rows)]
         lines.append(cells)
     header = ["", *loops, *([f"{OURS} / best other", "target"] if ours_among_others else [])]
     return markdown(header, lines)
@@ -117,9 +151,9 @@ def group_table(rows):
 def conditions(result):
     machine, versions = result["machine"], dict(result["versions"])
     python = versions.pop("python")
-    loops = ", ".join(
-        f"{name} {version}" for name, version in versions.items() if name != "asyncio"
-    )
+    versions.pop("asyncio", None)
+    versions |= result.get("frameworks", {})
+    loops = ", ".join(f"{name} {version}" for name, version in versions.items())
     return (
         f"{result['date']}, {machine['cpus']} x {machine['cpu']}, Linux {machine['kernel']}, "
         f"CPython {python}{', ' + loops if loops else ''}; medians of "
@@ -139,6 +173,9 @@ def report(result):
             parts += [title.format(connections=result["connections"]), group_table(rows)]
     if len(columns(result["rows"])) > 1:
         parts.append(in_words(result["rows"]))
+    if result["skipped"]:
+        lacks = "; ".join(f"`{name}` ({lack})" for name, lack in result["skipped"].items())
+        parts.append(f"Not measured: {lacks}.")
     return "\n\n".join([*parts, conditions(result)])
 
 
@@ -147,12 +184,14 @@ def changes(before, after):
     old_rows = {row["name"]: row["results"] for row in before["rows"]}
     lines = []
     for row in after["rows"]:
+        unit = row["unit"]
         for loop in row["results"]:
             old, new = cost(old_rows.get(row["name"], {}), loop), cost(row["results"], loop)
             if old is not None and new is not None:
                 change = f"{(new / old - 1) * 100:+.0f} %"
-                lines.append([f"`{row['name']}`", loop, significant(old), significant(new), change])
-    table = markdown(["", "loop", "before, µs", "after, µs", "change"], lines)
+                figures = [with_unit(old, unit), with_unit(new, unit)]
+                lines.append([f"`{row['name']}`", loop, *figures, change])
+    table = markdown(["", "loop", "before", "after", "change"], lines)
     return f"{table}\n\nBefore: {conditions(before)}\n\nAfter: {conditions(after)}"
 
 
